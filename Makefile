@@ -1,0 +1,44 @@
+# `make demo` and `make test` work from a bare clone with Python 3.11; each creates .venv and installs what it needs.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+export OMP_NUM_THREADS ?= 1
+export RAY_USAGE_STATS_ENABLED ?= 0
+export MLFLOW_DISABLE_TELEMETRY ?= true
+
+.PHONY: demo test lint studies bench clean
+
+demo: .venv/installed
+	$(BIN)/proxygap run pipelines/quickstart.yaml
+
+test: .venv/installed-dev
+	$(BIN)/python -m pytest $(PYTEST)
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+studies: .venv/installed
+	for study in pipelines/studies/*.yaml; do $(BIN)/proxygap run $$study || exit $$?; done
+
+bench: .venv/installed-bench
+	for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit $$?; done
+
+clean:
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+.venv/installed: pyproject.toml requirements.lock
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "ProxyGap needs Python 3.11: make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/pip install --quiet --constraint requirements.lock --editable .
+	touch $@
+
+.venv/installed-dev: .venv/installed
+	$(BIN)/pip install --quiet --constraint requirements.lock --group dev
+	touch $@
+
+.venv/installed-bench: .venv/installed
+	$(BIN)/pip install --quiet --constraint requirements.lock --group bench
+	touch $@

@@ -1,0 +1,1 @@
+"""Nouns that every stage shares. This package imports nothing else of ProxyGap."""

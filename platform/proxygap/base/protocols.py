@@ -1,0 +1,206 @@
+"""The seams: what a part must do to plug in. Protocols are never instantiated, implementations never subclassed.
+
+Shape legend: B batch, O observation size, A action size, M ensemble members, T predicted targets (O, plus one where
+the reward is learned). Tensors live on the caller's device and are float32 unless said otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from proxygap.base.measurement import Reading
+from proxygap.base.records import FitReport, Transitions
+
+if TYPE_CHECKING:
+    import gymnasium as gym
+    import torch
+
+Arrays = dict[str, NDArray[Any]]
+"""The array half of a part's state: everything that is not JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """The complete state of a part with memory: arrays (saved as safetensors) and a JSON-able structure."""
+
+    arrays: Arrays
+    structure: dict[str, Any]
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """A part with memory. ``load_state(p.state())`` on a fresh part makes it continue bit for bit."""
+
+    def state(self) -> State:
+        """A complete copy: later calls of the part must not change it."""
+        ...
+
+    def load_state(self, state: State) -> None:
+        """Become the part that ``state`` was taken from."""
+        ...
+
+
+class Task(Protocol):
+    """Something to be good at: an environment with a continuous action in [-1, 1] and its known truths.
+
+    ``reward`` and ``terminated`` state the environment's own laws as functions of a transition. They are None
+    where the observation does not determine them; then the dynamics model learns them.
+    """
+
+    @property
+    def name(self) -> str:
+        """A readable, unique name, e.g. ``Hopper-v5``."""
+        ...
+
+    @property
+    def obs_size(self) -> int:
+        """Length O of the flat observation."""
+        ...
+
+    @property
+    def action_size(self) -> int:
+        """Length A of the action."""
+        ...
+
+    @property
+    def max_episode_steps(self) -> int:
+        """Steps after which an episode is truncated."""
+        ...
+
+    @property
+    def known_reward(self) -> bool:
+        """Whether `reward` may be called."""
+        ...
+
+    @property
+    def known_termination(self) -> bool:
+        """Whether `terminated` may be called."""
+        ...
+
+    def make_env(self) -> gym.Env[NDArray[np.float32], NDArray[np.float32]]:
+        """A fresh environment: float32 flat observations, actions in [-1, 1], time limit applied."""
+        ...
+
+    def reward(self, obs_BO: torch.Tensor, action_BA: torch.Tensor, next_obs_BO: torch.Tensor) -> torch.Tensor:
+        """The environment's reward of each transition, shape (B,)."""
+        ...
+
+    def terminated(
+        self, obs_BO: torch.Tensor, action_BA: torch.Tensor, next_obs_BO: torch.Tensor
+    ) -> torch.Tensor:
+        """Whether each transition ends its episode, bool, shape (B,)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """A model's view of the next step, per row: all in raw units (next observation minus observation).
+
+    Leading axes are (M, B) from ``predict`` and (B,) from ``predict_rows``. ``target`` holds the change of the
+    observation, then the reward where it is learned. ``termination_logit`` is None where termination is known.
+    """
+
+    target_mean: torch.Tensor
+    target_std: torch.Tensor
+    termination_logit: torch.Tensor | None
+
+
+class DynamicsModel(Stateful, Protocol):
+    """An ensemble of models of the next step. Pure between fits: all randomness stays with the caller."""
+
+    @property
+    def members(self) -> int:
+        """Number M of networks."""
+        ...
+
+    @property
+    def version(self) -> int:
+        """How many fits the weights have seen; 0 before the first."""
+        ...
+
+    @property
+    def elites(self) -> tuple[int, ...]:
+        """Members to imagine with: the best on held-out data at the last fit."""
+        ...
+
+    def fit(self, data: Transitions, first_row: int) -> FitReport:
+        """Refit to ``data`` from the current weights; ``first_row`` numbers its first transition in the run's life.
+
+        The numbering keeps a transition on the same side of the held-out split in every refit.
+        """
+        ...
+
+    def predict(self, obs_BO: torch.Tensor, action_BA: torch.Tensor) -> Prediction:
+        """Every member's prediction, leading axes (M, B)."""
+        ...
+
+    def predict_rows(self, member_B: torch.Tensor, obs_BO: torch.Tensor, action_BA: torch.Tensor) -> Prediction:
+        """For each row, the prediction of one chosen member, leading axis (B,)."""
+        ...
+
+
+class DynamicsLoss(Protocol):
+    """Loss of a prediction in normalized units; its minimum over many transitions trains a member."""
+
+    def __call__(
+        self, mean_MBT: torch.Tensor, log_var_MBT: torch.Tensor, target_MBT: torch.Tensor, weight_MB: torch.Tensor
+    ) -> torch.Tensor:
+        """Loss per member, shape (M,); the members' sum is what is differentiated."""
+        ...
+
+
+class Policy(Protocol):
+    """Something that acts. Actions are in [-1, 1]."""
+
+    def act(
+        self, obs_BO: torch.Tensor, *, generator: torch.Generator | None = None
+    ) -> torch.Tensor:
+        """Actions, shape (B, A): a sample drawn with ``generator``, or the deterministic action for None."""
+        ...
+
+    def value(self, obs_BO: torch.Tensor) -> torch.Tensor:
+        """The critics' estimate of the discounted return from each state, shape (B,)."""
+        ...
+
+
+class HostedModel(Stateful, Protocol):
+    """What a host can serve: a plain class whose named calls take and give arrays, pure between versions."""
+
+    def call(self, method: str, arrays: Mapping[str, NDArray[Any]], options: Mapping[str, Any]) -> Arrays:
+        """Run a named method. Must depend only on its arguments and the loaded state."""
+        ...
+
+    def batchable(self, method: str) -> bool:
+        """Whether rows of several requests for ``method`` may be run together along the first axis."""
+        ...
+
+
+class Recorder(Protocol):
+    """Keeps every measurement of one run."""
+
+    def write(self, reading: Reading) -> None:
+        """Persist a `Reading` before returning."""
+        ...
+
+    def event(self, kind: str, detail: Mapping[str, Any]) -> None:
+        """Persist something that happened (a restart, a refusal, an interruption)."""
+        ...
+
+
+__all__: Sequence[str] = [
+    "Arrays",
+    "DynamicsLoss",
+    "DynamicsModel",
+    "HostedModel",
+    "Policy",
+    "Prediction",
+    "Recorder",
+    "State",
+    "Stateful",
+    "Task",
+]

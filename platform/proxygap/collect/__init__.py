@@ -1,0 +1,1 @@
+"""Real experience in: tasks, environment runners, replay, datasets."""

@@ -1,0 +1,156 @@
+"""Real experience to and from parquet, in RLlib's columnar schema, with a content hash and provenance.
+
+Columns: ``eps_id`` int64, ``t`` int64, ``obs`` and ``new_obs`` (fixed-size list of O float32), ``actions`` (fixed-size
+list of A float32, in [-1, 1]), ``rewards`` float32 (the task's own), ``terminateds``, ``truncateds`` bool. RLlib's
+``OfflineData`` reads the file as it is. Shape legend: B transitions, O observation size, A action size.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from proxygap.base.config import canonical_hash
+from proxygap.base.errors import InvalidDataset, StorageError
+from proxygap.base.records import Transitions
+
+SCHEMA_VERSION = "1"
+
+_COLUMNS = {
+    "eps_id": ("episode_B", pa.int64()),
+    "t": ("step_B", pa.int64()),
+    "obs": ("obs_BO", pa.float32()),
+    "actions": ("action_BA", pa.float32()),
+    "rewards": ("outcome_reward_B", pa.float32()),
+    "new_obs": ("next_obs_BO", pa.float32()),
+    "terminateds": ("terminated_B", pa.bool_()),
+    "truncateds": ("truncated_B", pa.bool_()),
+}
+_LISTS = ("obs", "actions", "new_obs")
+_KEYS = ("version", "content_hash", "provenance", "seal")
+_PREFIX = "proxygap."
+
+
+def write_episodes(path: str | Path, transitions: Transitions, provenance: Mapping[str, str]) -> str:
+    """Write transitions to a parquet file, all of it or nothing.
+
+    Args:
+        path: file to create or replace; its folder must exist.
+        transitions: any number of rows, in the order they were lived.
+        provenance: where they come from, e.g. experiment hash, commit, task, policy.
+
+    Returns:
+        The content hash (SHA-256, hex) that `read_episodes` will demand: `Transitions.content_hash`.
+
+    Raises:
+        StorageError: when the file cannot be written.
+    """
+    target, columns = Path(path), transitions.columns()
+    content_hash = transitions.content_hash
+    facts = {"version": SCHEMA_VERSION, "content_hash": content_hash, "provenance": json.dumps(dict(provenance))}
+    metadata = {_PREFIX + key: value for key, value in {**facts, "seal": canonical_hash(facts)}.items()}
+    arrays = [_to_arrow(columns[ours], kind, listed=name in _LISTS) for name, (ours, kind) in _COLUMNS.items()]
+    table = pa.table(arrays, names=list(_COLUMNS)).replace_schema_metadata(metadata)
+    try:
+        _replace_atomically(target, table)
+    except OSError as error:
+        raise StorageError(
+            f"cannot write episodes: {error}", field=str(target), remedy="Give a writable folder with free space"
+        ) from error
+    return content_hash
+
+
+def read_episodes(path: str | Path) -> tuple[Transitions, dict[str, str]]:
+    """Read what `write_episodes` wrote.
+
+    Returns:
+        The transitions, equal to those written in every bit, and their provenance.
+
+    Raises:
+        InvalidDataset: naming the file (and the column) that is missing, truncated, altered or foreign.
+    """
+    source = Path(path)
+    try:
+        with source.open("rb") as file:
+            table = pq.read_table(file, page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        raise _refusal(source, f"cannot be read as parquet: {_first_line(error)}") from error
+    facts = _facts(source, table)
+    found = {ours: _from_arrow(source, name, table[name]) for name, (ours, _) in _COLUMNS.items()}
+    transitions = Transitions(**found)
+    if transitions.content_hash != facts["content_hash"]:
+        raise _refusal(source, "its rows do not match its content hash: it was altered after it was written")
+    return transitions, dict(json.loads(facts["provenance"]))
+
+
+def _to_arrow(column: np.ndarray[Any, Any], kind: Any, *, listed: bool) -> Any:
+    flat = pa.array(np.ascontiguousarray(column).reshape(-1), type=kind)
+    return pa.FixedSizeListArray.from_arrays(flat, column.shape[1]) if listed else flat
+
+
+def _from_arrow(source: Path, name: str, column: Any) -> np.ndarray[Any, Any]:
+    kind = _COLUMNS[name][1]
+    rows = column.combine_chunks()
+    width = rows.type.list_size if pa.types.is_fixed_size_list(rows.type) else 1
+    expected = pa.list_(kind, width) if name in _LISTS else kind
+    if rows.type != expected:
+        raise _refusal(source, f"column {name!r} is {rows.type}, not {expected}")
+    flat = rows.flatten() if name in _LISTS else rows
+    if rows.null_count or flat.null_count:
+        raise _refusal(source, f"column {name!r} has gaps")
+    # A copy: arrays that borrow from arrow cannot be written to.
+    values = np.array(flat.to_numpy(zero_copy_only=False))
+    return values.reshape(-1, width) if name in _LISTS else values
+
+
+def _facts(source: Path, table: Any) -> dict[str, str]:
+    """The file's own metadata, once it is known to be unaltered and to go with known columns."""
+    raw = table.schema.metadata or {}
+    facts = {key: raw.get(f"{_PREFIX}{key}".encode(), b"").decode(errors="replace") for key in _KEYS}
+    if not all(facts.values()):
+        raise _refusal(source, "was not written by ProxyGap: its schema metadata is missing")
+    if facts["version"] != SCHEMA_VERSION:
+        raise _refusal(source, f"has schema version {facts['version']}, and this ProxyGap reads {SCHEMA_VERSION}")
+    if facts.pop("seal") != canonical_hash(facts):
+        raise _refusal(source, "its metadata was altered after it was written")
+    missing = [name for name in _COLUMNS if name not in table.column_names]
+    if missing:
+        raise _refusal(source, f"column {missing[0]!r} is missing")
+    return facts
+
+
+def _replace_atomically(target: Path, table: Any) -> None:
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    draft = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            pq.write_table(table, file, write_page_checksum=True)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.chmod(0o644)
+        draft.replace(target)
+    finally:
+        draft.unlink(missing_ok=True)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _refusal(source: Path, problem: str) -> InvalidDataset:
+    return InvalidDataset(
+        problem, field=str(source), remedy="Fetch or write the file again; if it is foreign, convert it first"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,1 @@
+"""Models learn from data: dynamics ensembles now, reward models next to them."""

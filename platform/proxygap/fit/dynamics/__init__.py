@@ -1,0 +1,1 @@
+"""Models of the next step: networks, losses, training, held-out scores."""

@@ -1,0 +1,1 @@
+"""Roll a fitted model forward."""

@@ -1,0 +1,1 @@
+"""One readable file per loop: the RLlib Algorithm that composes the stages."""

@@ -1,0 +1,141 @@
+"""Reports and aggregates from records alone: nothing is run again for a figure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from proxygap.base.clock import Clocks
+from proxygap.base.errors import StorageError
+from proxygap.base.measurement import Direction, Measurement, Reading, Side
+from proxygap.base.seeds import generator
+from proxygap.experiment import Experiment, validate
+from proxygap.probe import gap, statistics
+from proxygap.record.folder import ExperimentFolder, RunState
+from proxygap.record.journal import Journal
+from proxygap.record.rows import EventRow, Row, read_journal, to_table
+from proxygap.report.analysis import analyze
+from proxygap.report.compare import compare, write_comparison
+from proxygap.report.html import write_report
+from proxygap.report.records import EventRecord, ReportInput, SeedRecord
+from proxygap.report.verdict import judge
+
+
+def make_report(folder: Path) -> tuple[Path, str]:
+    """Write the report of an experiment's folder.
+
+    Returns:
+        The HTML file, and its first line: the verdict in words.
+
+    Raises:
+        StorageError: the folder holds no experiment, or its journals cannot be read.
+    """
+    records = read_records(folder)
+    page = write_report(records, ExperimentFolder(folder.absolute()).report, statistics)
+    return page, judge(analyze(records, statistics)).sentence
+
+
+def make_comparison(folders: Sequence[Path], out: Path) -> Path:
+    """Write the comparison of several experiments; the first is the baseline."""
+    inputs = [read_records(folder) for folder in folders]
+    return write_comparison(compare(inputs, inputs[0].outcomes[0], statistics), out)
+
+
+def read_records(folder: Path) -> ReportInput:
+    """Everything that a report is made of, from a folder on disk."""
+    place, experiment = ExperimentFolder(folder.absolute()), recorded_experiment(folder)
+    journals = {run.seed: read_journal(run.journal) for run in place.seeds() if run.journal.exists()}
+    table = to_table(journals).to_pandas()
+    return ReportInput(
+        name=experiment.name,
+        question=experiment.question,
+        resolved_yaml=place.yaml_text,
+        outcomes=experiment.outcomes,
+        objective=experiment.objective,
+        seeds=_seed_records(place, experiment),
+        measurements=table,
+        provenance=place.provenance,
+        events=tuple(_events(journals)),
+        confidence=experiment.probe.confidence,
+        resamples=experiment.probe.resamples,
+    )
+
+
+def recorded_experiment(folder: Path) -> Experiment:
+    """The experiment that a folder records. Raises StorageError where there is none."""
+    recorded = ExperimentFolder(folder.absolute()).experiment
+    if not recorded:
+        raise StorageError("holds no experiment", field=str(folder), remedy="Name a folder that `proxygap run` made")
+    return validate(recorded)
+
+
+def write_aggregates(folder: ExperimentFolder) -> None:
+    """Final values over seeds, with intervals, into the parent run's journal. A second call replaces the first."""
+    records = read_records(folder.path)
+    table = records.measurements
+    if table.empty:
+        return
+    clocks = Clocks(**{name: int(table[name].max()) for name in Clocks().as_dict()})
+    last = table.sort_values("real_step").groupby(["key", "seed"], sort=True).tail(1)
+    shown = last[last["side"].isin(["objective", "outcome"])]
+    finals = [m for key, rows in shown.groupby("key") for m in _over_seeds(rows, records)]
+    journal = Journal(folder.journal)
+    try:
+        journal.rewind(-1)
+        journal.write(Reading(clocks, (*finals, *_population(records))))
+    finally:
+        journal.close()
+
+
+def _over_seeds(rows: pd.DataFrame, records: ReportInput) -> list[Measurement]:
+    """Interquartile mean over seeds (Agarwal et al. 2021) with its interval."""
+    first = rows.iloc[0]
+    rng = generator(0, f"aggregate/{first['key']}")
+    it = statistics.stratified_bootstrap(rows["value"].to_numpy(), rng, records.resamples, records.confidence)
+    ends = {"iqm": it.estimate, "iqm_low": it.low, "iqm_high": it.high}
+    side, direction = Side(first["side"]), Direction(first["direction"])
+    return [Measurement(f"{first['name']}/{end}", v, side, first["unit"], direction) for end, v in ends.items()]
+
+
+def _population(records: ReportInput) -> tuple[Measurement, ...]:
+    """Across the models of all runs: every evaluation's objective against its outcome."""
+    wide = records.measurements.pivot_table(index=["seed", "real_step"], columns="key", values="value", sort=True)
+    keys = [f"objective/{records.objective}", f"outcome/{records.outcomes[0]}"]
+    if not set(keys) <= set(wide.columns):
+        return ()
+    rows = records.measurements[records.measurements["key"] == keys[0]]
+    direction = Direction(rows["direction"].iloc[0]) if len(rows) else Direction.HIGHER
+    found = gap.population(
+        wide[keys[0]].to_numpy(),
+        wide[keys[1]].to_numpy(),
+        rng=generator(0, "aggregate/population"),
+        objective_direction=direction,
+        resamples=records.resamples,
+        confidence=records.confidence,
+    )
+    return tuple(m for m in found.measurements() if math.isfinite(m.value))
+
+
+def _seed_records(place: ExperimentFolder, experiment: Experiment) -> tuple[SeedRecord, ...]:
+    statuses = {run.seed: run.status() for run in place.seeds()}
+    records = []
+    for seed in experiment.seeds:
+        status = statuses.get(seed)
+        state = status.state if status else RunState.INTERRUPTED
+        reason = status.reason if status else "was not started"
+        records.append(SeedRecord(seed, state.value, reason))
+    return tuple(records)
+
+
+def _events(journals: dict[int, list[Row]]) -> list[EventRecord]:
+    events = [(row.time_ms, seed, row) for seed, rows in journals.items() for row in rows if isinstance(row, EventRow)]
+    return [EventRecord(seed, row.kind, row.clocks.real_step, row.detail) for _, seed, row in sorted(events, key=_time)]
+
+
+def _time(event: tuple[int, int, EventRow]) -> tuple[int, int]:
+    return event[0], event[1]
+
+

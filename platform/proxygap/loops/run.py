@@ -1,0 +1,158 @@
+"""Run an experiment: every seed as a run of its own under one parent, then the report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from proxygap.base.errors import InfeasibleResources, InvalidExperiment
+from proxygap.experiment import Experiment
+from proxygap.loops.report import make_report, recorded_experiment, write_aggregates
+from proxygap.loops.seed_run import OnProgress, Stop
+from proxygap.loops.seeds import run_seeds
+from proxygap.loops.session import ray_session
+from proxygap.record.delivery import pending, redacted, tracking_uri
+from proxygap.record.folder import ExperimentFolder, RunState
+from proxygap.record.provenance import provenance
+from proxygap.record.shipper import Shipper
+from proxygap.serve.placement import check_feasible, cluster_nodes
+from proxygap.yaml_file import yaml_text
+
+FINAL_DELIVERY_S = 30.0
+"""Longest wait for the tracker at the end; what it lacks then is delivered by ``proxygap sync``."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """How an experiment ended. ``undelivered`` counts journal rows that the tracker does not have yet."""
+
+    folder: Path
+    states: dict[int, RunState]
+    reasons: dict[int, str]
+    report: Path
+    tracking_uri: str
+    undelivered: int
+    interrupted: bool
+    verdict: str
+
+
+def run(
+    experiment: Experiment, *, fresh: bool = False, on_progress: OnProgress | None = None, stop: Stop | None = None
+) -> RunSummary:
+    """Run an experiment, or continue it where its folder says it was left.
+
+    Args:
+        experiment: a validated experiment.
+        fresh: start again in a new folder instead of continuing.
+        on_progress: told of each seed's state after every iteration.
+        stop: asked after every iteration; true checkpoints all running seeds and returns.
+
+    Returns:
+        The summary; failed seeds are states in it, not exceptions.
+
+    Raises:
+        ProxyGapError: the experiment cannot start: unknown task, infeasible resources, unwritable folder.
+    """
+    return _execute(experiment, _folder_of(experiment, fresh=fresh), on_progress, stop)
+
+
+def resume(folder: Path, *, on_progress: OnProgress | None = None, stop: Stop | None = None) -> RunSummary:
+    """Continue what is unfinished in an experiment's folder.
+
+    Raises:
+        StorageError: the folder holds no experiment.
+        InvalidExperiment: the recorded experiment was altered.
+    """
+    place = ExperimentFolder(folder.absolute())
+    experiment = recorded_experiment(folder)
+    if experiment.identity != place.identity["experiment_hash"]:
+        raise InvalidExperiment(
+            "the recorded experiment was altered, so its runs cannot be continued",
+            field=str(folder / "experiment.json"),
+            remedy="Run the altered experiment from a file of its own",
+        )
+    return _execute(experiment, place, on_progress, stop)
+
+
+def check_resources(experiment: Experiment) -> None:
+    """Refuse what the cluster, or this machine, can never hold, naming what is missing. Starts nothing."""
+    hosting, seeds = experiment.serve.dynamics, experiment.parallel_seeds
+    nodes = cluster_nodes()
+    own = experiment.compute.cpus_per_seed if seeds > 1 else 0.0
+    runners = experiment.collect.env_runners * experiment.collect.cpus_per_runner
+    check_feasible(hosting, field="serve.dynamics", nodes=nodes, reserved={"CPU": own + runners})
+    learner = experiment.optimize.learners * 1.0
+    asked = seeds * (own + runners + learner + hosting.hosts * hosting.cpus)
+    have = sum(node.get("CPU", 0.0) for node in nodes)
+    if asked > have + 1e-6:
+        raise InfeasibleResources(
+            f"{seeds} seeds at once ask for {asked:g} CPUs: each {own:g} for itself, {runners:g} for environment runners, "
+            f"{learner:g} for a Learner, {hosting.hosts * hosting.cpus:g} for hosts; there are {have:g}",
+            field="compute.parallel_seeds",
+            value=experiment.compute.parallel_seeds,
+            remedy="Lower compute.parallel_seeds, or what each of them asks for",
+        )
+    gpus = seeds * (experiment.optimize.learners * experiment.optimize.gpus_per_learner + hosting.hosts * hosting.gpus)
+    if gpus > (have_gpus := sum(node.get("GPU", 0.0) for node in nodes)):
+        raise InfeasibleResources(
+            f"the run asks for {gpus:g} GPUs and there are {have_gpus:g}",
+            field="optimize.gpus_per_learner",
+            value=experiment.optimize.gpus_per_learner,
+            remedy="Lower it, or serve.dynamics.gpus, or add a node with GPUs",
+        )
+
+
+def _execute(
+    experiment: Experiment, folder: ExperimentFolder, on_progress: OnProgress | None, stop: Stop | None
+) -> RunSummary:
+    experiment.check()
+    uri = tracking_uri(experiment.record.tracking_uri, folder.path.parent)
+    check_resources(experiment)
+    with ray_session():
+        if hasattr(stop, "reinstall"):  # ray.init puts its own handler on SIGTERM
+            stop.reinstall()
+        check_resources(experiment)
+        _describe(folder, experiment)
+        shipper = Shipper(folder, experiment.record.flush_s)
+        shipper.start()
+        try:
+            run_seeds(experiment, folder, on_progress or (lambda _: None), stop or (lambda: False))
+            write_aggregates(folder)
+            report, verdict = make_report(folder.path)
+        finally:
+            shipper.stop(FINAL_DELIVERY_S)
+    return _summary(folder, uri, report, verdict, interrupted=bool(stop and stop()))
+
+
+def _folder_of(experiment: Experiment, *, fresh: bool) -> ExperimentFolder:
+    """The experiment's folder; for a fresh start the first of ``-2``, ``-3``, ... that does not exist."""
+    root = Path(experiment.record.folder)
+    first = ExperimentFolder.place(root, experiment.name, experiment.identity)
+    if not fresh or not first.path.exists():
+        return first
+    numbers = (n for n in range(2, 10_000) if not first.path.with_name(f"{first.path.name}-{n}").exists())
+    return ExperimentFolder(first.path.with_name(f"{first.path.name}-{next(numbers)}"))
+
+
+def _describe(folder: ExperimentFolder, experiment: Experiment) -> None:
+    resolved = experiment.model_dump(mode="json")
+    folder.create(
+        experiment_hash=experiment.identity,
+        yaml_text=yaml_text(resolved),
+        resolved=resolved,
+        provenance=provenance(experiment.identity, experiment.seeds),
+    )
+
+
+def _summary(folder: ExperimentFolder, uri: str, report: Path, verdict: str, *, interrupted: bool) -> RunSummary:
+    statuses = {run.seed: run.status() for run in folder.seeds()}
+    return RunSummary(
+        folder=folder.path,
+        states={seed: status.state for seed, status in statuses.items() if status},
+        reasons={seed: status.reason for seed, status in statuses.items() if status and status.reason},
+        report=report,
+        tracking_uri=redacted(uri),
+        undelivered=pending(folder),
+        interrupted=interrupted,
+        verdict=verdict,
+    )

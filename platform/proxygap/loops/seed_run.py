@@ -1,0 +1,222 @@
+"""One run: an experiment with one seed, from its newest checkpoint to the end of its budget."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from proxygap.base.clock import Clocks
+from proxygap.base.measurement import Direction, Measurement, Reading, Side
+from proxygap.base.progress import Progress
+from proxygap.base.seeds import generator
+from proxygap.collect.episodes import write_episodes
+from proxygap.experiment import Experiment
+from proxygap.loops.off_policy import LoopConfig, OffPolicy
+from proxygap.probe.gap import onset, onset_measurements, within_run
+from proxygap.probe.outcome import Evaluator, outcome_measurements
+from proxygap.record.checkpoint import CheckpointStore
+from proxygap.record.folder import RunState, SeedFolder
+from proxygap.record.journal import Journal
+from proxygap.record.rows import ReadingRow, read_journal
+
+OnProgress = Callable[[Progress], None]
+Stop = Callable[[], bool]
+
+
+@dataclass
+class Stopwatch:
+    """Seconds spent per activity since the last reading."""
+
+    started: float
+    probe_s: float = 0.0
+    record_s: float = 0.0
+
+
+class SeedRun:
+    """Runs one seed: train, and at every ``probe.every`` real steps measure both sides, record, checkpoint.
+
+    Args:
+        experiment: what to run.
+        seed: which of its seeds.
+        folder: where the run's records are; what is there is continued.
+        on_progress: told after every iteration.
+        stop: asked after every iteration; true ends the run with a checkpoint.
+    """
+
+    def __init__(
+        self, experiment: Experiment, seed: int, folder: SeedFolder, on_progress: OnProgress, stop: Stop
+    ) -> None:
+        self.experiment, self.seed, self.folder = experiment, seed, folder
+        self.on_progress, self.stop = on_progress, stop
+        self.key = experiment.run_key(seed)
+        self.objective_T: list[float] = []
+        self.outcome_T: list[float] = []
+        self.noise_T: list[float] = []
+        self.step_T: list[int] = []
+        self.correlation, self.note = math.nan, ""
+
+    def execute(self) -> RunState:
+        """Run to the end of the budget, or to a request to stop.
+
+        Raises:
+            ProxyGapError: the seed failed; its status says why.
+        """
+        torch.set_num_threads(self.experiment.compute.threads)
+        self.folder.set_status(RunState.RUNNING)
+        self.store = CheckpointStore(self.folder.checkpoints, self.experiment.record.keep_checkpoints)
+        self.journal = Journal(self.folder.journal)
+        try:
+            state = self._execute()
+        except BaseException as error:
+            self.folder.set_status(RunState.FAILED, f"{type(error).__name__}: {error}"[:2000])
+            raise
+        finally:
+            self.journal.close()
+        self.folder.set_status(state)
+        return state
+
+    def _execute(self) -> RunState:
+        self._tell("starting", Clocks())
+        algorithm = LoopConfig.for_run(self.experiment.loop.algorithm(), self.experiment, self.seed).build_algo()
+        evaluator = Evaluator(
+            self.experiment.task, self.seed, self.experiment.probe.episodes, self.experiment.optimize.discount
+        )
+        try:
+            self._restore(algorithm)
+            return self._train(algorithm, evaluator)
+        finally:
+            evaluator.close()
+            algorithm.stop()
+
+    def _restore(self, algorithm: OffPolicy) -> None:
+        """Continue from the newest sound checkpoint; measurements after it are superseded, none is lost."""
+        found = self.store.load_newest(self.key)
+        if found is not None:
+            for refusal in found.refusals:
+                self.journal.event("checkpoint_refused", {"checkpoint": refusal.name, "reason": refusal.reason})
+            algorithm.load_parts(found.parts)
+        superseded = self.journal.rewind(algorithm.clocks.iteration)
+        if found is not None or superseded:
+            self.journal.event("resumed", {"real_step": algorithm.clocks.real_step, "superseded": superseded})
+        for row in read_journal(self.folder.journal):
+            if isinstance(row, ReadingRow):
+                self._remember(row.reading.measurements, row.reading.clocks)
+
+    def _train(self, algorithm: OffPolicy, evaluator: Evaluator) -> RunState:
+        budget, every = self.experiment.loop.real_steps, self.experiment.probe.every
+        evaluations = algorithm.clocks.real_step // every
+        watch = Stopwatch(time.perf_counter())
+        self._speed = Speed(algorithm.clocks.real_step)
+        while algorithm.clocks.real_step < budget:
+            algorithm.train()
+            self._record_events(algorithm)
+            now = algorithm.clocks.real_step
+            measured = now % every == 0 or now == budget
+            if measured:
+                evaluations += 1
+                self._measure(algorithm, evaluator, watch)
+            stopping = self.stop() and now < budget
+            if stopping or now == budget or (measured and evaluations % self.experiment.record.checkpoint_every == 0):
+                self.store.save(algorithm.parts(), algorithm.clocks, self.key)
+            if stopping:
+                self.journal.event("interrupted", {"real_step": now})
+                self._tell("interrupted", algorithm.clocks)
+                return RunState.INTERRUPTED
+            self._tell("running", algorithm.clocks)
+        self._keep_episodes(algorithm)
+        self._tell("finished", algorithm.clocks)
+        return RunState.FINISHED
+
+    def _measure(self, algorithm: OffPolicy, evaluator: Evaluator, watch: Stopwatch) -> None:
+        """Both sides at the same clocks, on the same policy and model."""
+        started = time.perf_counter()
+        evaluation = evaluator.evaluate(algorithm.policy())
+        both = (*outcome_measurements(self.experiment.outcomes, evaluation), *algorithm.objectives(evaluation))
+        self._remember(both, algorithm.clocks)
+        gap = self._gap(both, algorithm.clocks)
+        learned = tuple(Measurement(f"policy/{k}", v, Side.MODEL) for k, v in algorithm.learned.items())
+        watch.probe_s += time.perf_counter() - started
+        timing = (
+            Measurement("wall_s", time.perf_counter() - watch.started, Side.TIME, "s"),
+            Measurement("probe_s", watch.probe_s, Side.TIME, "s"),
+            Measurement("record_s", watch.record_s, Side.TIME, "s"),
+            Measurement("real_steps_per_s", self._speed(algorithm.clocks.real_step), Side.TIME, "1/s"),
+        )
+        started = time.perf_counter()
+        self.journal.write(Reading(algorithm.clocks, (*both, *gap, *learned, *timing)))
+        watch.record_s += time.perf_counter() - started
+
+    def _gap(self, both: tuple[Measurement, ...], clocks: Clocks) -> tuple[Measurement, ...]:
+        """How the two sides of this run relate so far, and whether the outcome has turned down."""
+        directions = {m.key: m.direction for m in both}
+        side = directions.get(f"objective/{self.experiment.objective}", Direction.HIGHER)
+        probe, rng = self.experiment.probe, generator(self.seed, f"probe/gap/{clocks.real_step}")
+        options = {"resamples": probe.resamples, "confidence": probe.confidence, "objective_direction": side}
+        related = within_run(self.objective_T, self.outcome_T, rng=rng, **options)
+        turned = onset(self.objective_T, self.outcome_T, self.step_T, rng, noise_T=self.noise_T, **options)
+        self.correlation = next((m.value for m in related if m.name == "spearman"), math.nan)
+        return (*related, *onset_measurements(turned))
+
+    def _remember(self, measurements: tuple[Measurement, ...], clocks: Clocks) -> None:
+        values = {m.key: m.value for m in measurements}
+        wanted = f"outcome/{self.experiment.outcomes[0]}"
+        self.objective_T.append(values.get(f"objective/{self.experiment.objective}", math.nan))
+        self.outcome_T.append(values.get(wanted, math.nan))
+        self.noise_T.append(values.get(f"{wanted}_std", math.nan) / math.sqrt(self.experiment.probe.episodes))
+        self.step_T.append(clocks.real_step)
+        self.correlation = values.get("gap/spearman", self.correlation)
+
+    def _record_events(self, algorithm: OffPolicy) -> None:
+        for kind, detail in algorithm.events:
+            self.journal.event(kind, detail)
+            self.note = kind if kind != "fitted" else self.note
+        algorithm.events.clear()
+
+    def _keep_episodes(self, algorithm: OffPolicy) -> None:
+        if self.experiment.collect.keep_episodes:
+            provenance = {"run_key": self.key, "task": self.experiment.task.name, "seed": str(self.seed)}
+            rows = algorithm.replay.all()
+            in_order = rows[np.lexsort((rows.step_B, rows.episode_B))]
+            write_episodes(self.folder.path / "episodes.parquet", in_order, provenance)
+
+    def _tell(self, state: str, clocks: Clocks) -> None:
+        budget = self.experiment.loop.real_steps
+        speed = self._speed(clocks.real_step) if state not in {"starting"} else math.nan
+        self.on_progress(
+            Progress(
+                seed=self.seed,
+                state=state,
+                clocks=clocks,
+                budget=budget,
+                steps_per_second=speed,
+                eta_s=(budget - clocks.real_step) / speed if speed > 0 else math.nan,
+                objective=self.objective_T[-1] if self.objective_T else math.nan,
+                outcome=self.outcome_T[-1] if self.outcome_T else math.nan,
+                correlation=self.correlation,
+                note=self.note,
+            )
+        )
+
+
+class Speed:
+    """Real steps per second of wall clock over the last `WINDOW_S` seconds."""
+
+    WINDOW_S = 30.0
+
+    def __init__(self, step: int) -> None:
+        self._marks = deque([(time.perf_counter(), step)])
+
+    def __call__(self, step: int) -> float:
+        """The speed, now that ``step`` is reached; NaN before anything was done."""
+        now = time.perf_counter()
+        self._marks.append((now, step))
+        while len(self._marks) > 2 and now - self._marks[1][0] > self.WINDOW_S:
+            self._marks.popleft()
+        started, first = self._marks[0]
+        return (step - first) / (now - started) if step > first else math.nan

@@ -1,0 +1,40 @@
+"""The Ray session of a command: joins the cluster that it is pointed at, or starts one here and takes it down again."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+
+import ray
+
+_CHATTY = ("ray.rllib", "ray._common.deprecation", "ray._private.authentication", "ray.tune.utils.util")
+"""Loggers whose warnings are about Ray's own inside, or repeat what ``proxygap doctor`` says."""
+
+
+@contextlib.contextmanager
+def ray_session() -> Iterator[None]:
+    """Ray for the length of a block.
+
+    ``RAY_ADDRESS`` names a cluster to join. Without it a local Ray starts, quiet, with no dashboard; it ends with the
+    block. A session that is up already is used as it is and left alone.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    ray.init(
+        address=os.environ.get("RAY_ADDRESS"),
+        _node_ip_address="127.0.0.1" if "RAY_ADDRESS" not in os.environ else None,
+        include_dashboard=False if "RAY_ADDRESS" not in os.environ else None,
+        logging_level=logging.WARNING,
+        log_to_driver=False,
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()

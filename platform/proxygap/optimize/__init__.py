@@ -1,0 +1,1 @@
+"""Raise the judged reward: RLlib Learners and RLModules."""

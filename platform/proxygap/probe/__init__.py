@@ -1,0 +1,1 @@
+"""Measure objective and outcome; change nothing."""

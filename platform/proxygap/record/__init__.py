@@ -1,0 +1,1 @@
+"""Keep every measurement: journal on disk first, MLflow second; checkpoints; provenance."""

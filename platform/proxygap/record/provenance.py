@@ -1,0 +1,65 @@
+"""Where a result came from: versions, commit, seeds. No host name, no user, no path."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("proxygap", "ray", "torch", "mlflow", "gymnasium", "mujoco", "numpy", "pyarrow", "safetensors", "pydantic")
+
+
+def provenance(experiment_hash: str, seeds: Sequence[int]) -> dict[str, Any]:
+    """Provenance as JSON-able data; packages are looked up, not imported, and absent ones are None."""
+    return {
+        "experiment_hash": experiment_hash,
+        "seeds": list(seeds),
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "source": source(Path(__file__)),
+        "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "cpus": os.cpu_count(),
+    }
+
+
+def source(file: Path) -> dict[str, Any]:
+    """Commit of the repository that tracks ``file``; whether, and how, its tree differs from it.
+
+    Returns:
+        ``commit``, ``dirty``, and ``diff_sha256`` over the difference from the commit; all None where no repository
+        tracks the file or there is no git.
+    """
+    nothing = {"commit": None, "dirty": None, "diff_sha256": None}
+    if _git(file.parent, "ls-files", "--error-unmatch", file.name) is None:
+        return nothing
+    commit = _git(file.parent, "rev-parse", "HEAD")
+    status = _git(file.parent, "status", "--porcelain")
+    difference = _git(file.parent, "diff", "HEAD", "--binary", "--no-ext-diff", "--no-textconv", "--no-color")
+    if commit is None or status is None or difference is None:
+        return nothing
+    digest = hashlib.sha256(difference).hexdigest() if status else None
+    return {"commit": commit.decode().strip(), "dirty": bool(status), "diff_sha256": digest}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git(folder: Path, *arguments: str) -> bytes | None:
+    """What git answers, None where it cannot."""
+    git = shutil.which("git")
+    if git is None:
+        return None
+    try:
+        command = [git, "--no-optional-locks", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, check=True, timeout=30).stdout  # noqa: S603
+    except (subprocess.SubprocessError, OSError):
+        return None

@@ -1,0 +1,1 @@
+"""Measurements in, tables and figures out."""

@@ -1,0 +1,70 @@
+"""The one place that imports RLlib's alpha and private parts; tested against Ray 2.60, to which the package is pinned.
+
+Everything that may break with the next minor release of Ray breaks here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ray.rllib.algorithms.sac import SAC, SACConfig
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.learner.torch.torch_learner import TorchLearner
+from ray.rllib.core.rl_module.apis import InferenceOnlyAPI, ValueFunctionAPI
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
+from ray.rllib.env.env_runner import EnvRunner
+from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
+from ray.rllib.utils.checkpoints import Checkpointable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = [
+    "DEFAULT_MODULE_ID",
+    "SAC",
+    "Checkpointable",
+    "Columns",
+    "EnvRunner",
+    "InferenceOnlyAPI",
+    "MultiAgentBatch",
+    "RLModuleSpec",
+    "SACConfig",
+    "SampleBatch",
+    "TorchLearner",
+    "TorchRLModule",
+    "ValueFunctionAPI",
+    "learner_batch",
+    "local_learner",
+    "local_runner",
+    "module_weights",
+]
+
+
+def learner_batch(columns: Mapping[str, NDArray[np.generic]], rows: int) -> MultiAgentBatch:
+    """Columns with equal first dimension, in the only form that a LearnerGroup takes without connectors."""
+    return MultiAgentBatch({DEFAULT_MODULE_ID: SampleBatch(dict(columns))}, env_steps=rows)
+
+
+def local_learner(algorithm: Any) -> Any | None:
+    """The Learner in this process, or None when it is remote."""
+    return algorithm.learner_group._learner if algorithm.learner_group.is_local else None
+
+
+def local_runner(algorithm: Any) -> Any | None:
+    """The EnvRunner in this process when it is the one that samples, or None."""
+    group = algorithm.env_runner_group
+    return None if group.num_remote_env_runners() else group.local_env_runner
+
+
+def module_weights(state: Any) -> Any:
+    """The default module's weights out of an EnvRunner state, fetched if they are a reference."""
+    import ray
+
+    weights = state["rl_module"]
+    weights = ray.get(weights) if isinstance(weights, ray.ObjectRef) else weights
+    return weights[DEFAULT_MODULE_ID] if DEFAULT_MODULE_ID in weights else weights

@@ -1,0 +1,153 @@
+"""An environment put back to where it was continues bit for bit, and refuses what it cannot repeat."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from proxygap.base.errors import CheckpointRefused, NonFiniteValue
+from proxygap.base.protocols import Stateful
+from proxygap.base.records import Transitions
+from proxygap.collect.replayable import ReplayableEnv
+from proxygap.collect.tasks.cartpole import ContinuousCartPole
+from proxygap.collect.tasks.gymnasium_task import GymnasiumTask
+
+TASKS = [
+    *(GymnasiumTask(id=name) for name in ("InvertedPendulum-v5", "Hopper-v5", "HalfCheetah-v5", "Pendulum-v1")),
+    ContinuousCartPole(process_noise=0.02),
+]
+
+
+def actions(task, count, seed=0):
+    return np.random.default_rng(seed).uniform(-1, 1, (count, task.action_size)).astype(np.float32)
+
+
+def play(env, actions_TA):
+    return Transitions.concatenate([env.step(action_A) for action_A in actions_TA])
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
+@pytest.mark.parametrize("steps", [0, 1, 37, 230])
+def test_continues_bit_for_bit(task, steps):
+    before, after = actions(task, steps), actions(task, 300, seed=1)
+    straight = ReplayableEnv(task, 5, "env/0")
+    for action_A in before:
+        straight.step(action_A)
+    snapshot = straight.state()
+    expected = play(straight, after)
+    resumed = ReplayableEnv(task, 5, "env/0")
+    resumed.step(actions(task, 1, seed=2)[0])
+    resumed.load_state(snapshot)
+    assert play(resumed, after).content_hash == expected.content_hash
+    assert resumed.state().structure == straight.state().structure
+    assert np.array_equal(resumed.obs, straight.obs)
+
+
+def test_is_stateful_and_its_snapshot_does_not_change():
+    env = ReplayableEnv(TASKS[1], 0, "a")
+    assert isinstance(env, Stateful)
+    env.step(actions(TASKS[1], 1)[0])
+    snapshot = env.state()
+    copies = {name: array.copy() for name, array in snapshot.arrays.items()}
+    play(env, actions(TASKS[1], 30))
+    assert snapshot.structure["episode"] == 0
+    assert all(np.array_equal(snapshot.arrays[name], copy) for name, copy in copies.items())
+
+
+def test_rows_link_up_and_number_episodes():
+    task = ContinuousCartPole(max_episode_steps=20)
+    env = ReplayableEnv(task, 0, "a")
+    rows = play(env, np.ones((100, 1), np.float32))
+    assert rows.terminated_B.any()
+    ends = rows.terminated_B | rows.truncated_B
+    assert np.array_equal(rows.next_obs_BO[:-1][~ends[:-1]], rows.obs_BO[1:][~ends[:-1]])
+    assert np.array_equal(rows.episode_B, np.concatenate([[0], np.cumsum(ends)[:-1]]))
+    assert np.array_equal(rows.step_B == 0, np.concatenate([[True], ends[:-1]]))
+    assert (env.episode, env.step_in_episode) == (rows.episode_B[-1] + ends[-1], 0 if ends[-1] else rows.step_B[-1] + 1)
+
+
+def test_the_action_is_kept_by_value():
+    env, action = ReplayableEnv(TASKS[0], 0, "a"), np.full(1, 0.5, np.float32)
+    row = env.step(action)
+    action[:] = -1
+    assert row.action_BA.tolist() == env.state().arrays["actions"].tolist() == [[0.5]]
+
+
+def test_episodes_and_components_start_differently():
+    task = ContinuousCartPole(max_episode_steps=1)
+    env = ReplayableEnv(task, 0, "a")
+    rows = play(env, np.zeros((20, 1), np.float32))
+    starts = [*rows.obs_BO.tolist(), ReplayableEnv(task, 0, "b").obs.tolist(), ReplayableEnv(task, 1, "a").obs.tolist()]
+    assert len({tuple(start) for start in starts}) == 22
+
+
+class Poisoned:
+    """A cart-pole that shows, or pays, a non-finite number at its third step; or obeys no seed."""
+
+    name, action_size = "Poisoned", 1
+
+    def __init__(self, poison):
+        self.poison, self.calls = poison, []
+
+    def make_env(self):
+        return Poison(ContinuousCartPole().make_env(), self.poison, self.calls)
+
+
+class Poison(gym.Wrapper):
+    def __init__(self, env, poison, calls):
+        super().__init__(env)
+        self.poison, self.calls, self.steps = poison, calls, 0
+
+    def reset(self, **options):
+        self.calls.append(1)
+        obs, info = super().reset(**options)
+        return obs + (np.float32(len(self.calls)) if self.poison == "seed" else 0), info
+
+    def step(self, action):
+        obs, reward, *rest = super().step(action)
+        self.steps += 1
+        if self.steps == 3 and self.poison == "obs":
+            obs[1] = np.nan
+        if self.steps == 3 and self.poison == "reward":
+            reward = np.inf
+        return obs, reward, *rest
+
+
+@pytest.mark.parametrize("poison", ["obs", "reward"])
+def test_a_non_finite_value_is_refused_where_it_arises(poison):
+    env = ReplayableEnv(Poisoned(poison), 0, "runner/3")
+    action = np.zeros(1, np.float32)
+    env.step(action), env.step(action)
+    with pytest.raises(NonFiniteValue) as caught:
+        env.step(action)
+    told = str(caught.value)
+    assert all(word in told for word in ("Poisoned", "runner/3", "episode 0, step 3"))
+
+
+@pytest.mark.parametrize(
+    ("action", "error"),
+    [([np.nan], NonFiniteValue), ([1.5], ValueError), ([0.0, 0.0], ValueError), (0.0, ValueError)],
+)
+def test_an_impossible_action_is_refused_and_changes_nothing(action, error):
+    env = ReplayableEnv(ContinuousCartPole(), 0, "a")
+    before = env.obs
+    with pytest.raises(error):
+        env.step(np.array(action, np.float32))
+    assert np.array_equal(env.obs, before)
+    assert env.step_in_episode == 0
+
+
+def test_a_state_of_another_environment_is_refused():
+    state = ReplayableEnv(ContinuousCartPole(), 0, "a").state()
+    for other in (
+        ReplayableEnv(ContinuousCartPole(), 1, "a"),
+        ReplayableEnv(ContinuousCartPole(), 0, "b"),
+        ReplayableEnv(GymnasiumTask(id="InvertedPendulum-v5"), 0, "a"),
+    ):
+        with pytest.raises(CheckpointRefused):
+            other.load_state(state)
+
+
+def test_an_environment_that_does_not_repeat_itself_is_refused():
+    env = ReplayableEnv(Poisoned("seed"), 0, "a")
+    with pytest.raises(CheckpointRefused, match="did not return"):
+        env.load_state(env.state())

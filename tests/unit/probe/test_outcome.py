@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from proxygap.base.errors import InvalidExperiment, NonFiniteValue, RunFailed
+from proxygap.probe.catalog import OUTCOMES
+from proxygap.probe.outcome import Evaluator, outcome_measurements
+
+
+class Countdown(gym.Env):
+    """Starts at a random height, falls by 1 + action each step, pays 2, ends at or below 0."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (1,), np.float32)
+    action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+
+    def __init__(self, crash_at=None, poison_at=None):
+        self.crash_at, self.poison_at = crash_at, poison_at
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps, self.height = 0, float(self.np_random.integers(1, 12))
+        return np.array([self.height], np.float32), {}
+
+    def step(self, action):
+        if self.steps == self.crash_at:
+            raise OSError("the physics is gone")
+        self.steps += 1
+        self.height -= 1 + float(action[0])
+        pay = np.nan if self.steps == self.poison_at else 2.0
+        return np.array([self.height], np.float32), pay, self.height <= 0, False, {}
+
+
+class Task:
+    name, obs_size, action_size, max_episode_steps = "Countdown-v0", 1, 1, 8
+
+    def __init__(self, **trouble):
+        self.trouble, self.made = trouble, 0
+
+    def make_env(self):
+        self.made += 1
+        return Countdown(**self.trouble)
+
+
+class Still:
+    def __init__(self):
+        self.batches = []
+
+    def act(self, obs_BO, *, generator=None):
+        assert generator is None
+        self.batches.append(len(obs_BO))
+        return torch.zeros(len(obs_BO), 1)
+
+
+def test_returns_lengths_and_rows_are_those_of_the_episodes():
+    task, policy = Task(), Still()
+    evaluator = Evaluator(task, seed=3, episodes=6, discount=0.5)
+    evaluation = evaluator.evaluate(policy)
+    start = evaluation.start_obs_EO[:, 0]
+    length = np.minimum(start, 8)
+    assert task.made == 6
+    assert len(set(start)) > 1
+    np.testing.assert_array_equal(evaluation.length_E, length)
+    np.testing.assert_array_equal(evaluation.outcome_return_E, 2 * length)
+    np.testing.assert_allclose(evaluation.discounted_return_E, 4 * (1 - 0.5**length))
+    rows = evaluation.transitions
+    assert [len(part) for part in rows.episodes()] == list(length)
+    np.testing.assert_array_equal(rows.next_obs_BO, rows.obs_BO - 1)
+    last = np.append(np.flatnonzero(np.diff(rows.episode_B)), len(rows) - 1)
+    np.testing.assert_array_equal(rows.terminated_B[last], start <= 8)
+    np.testing.assert_array_equal(rows.truncated_B[last], start >= 8)
+    assert rows.terminated_B.sum() == (start <= 8).sum()
+    assert policy.batches == [int((length > step).sum()) for step in range(int(length.max()))]
+    assert rows.obs_BO.dtype == np.float32
+
+
+def test_every_evaluation_starts_from_the_same_states():
+    evaluator = Evaluator(Task(), seed=3, episodes=4)
+    first, second = evaluator.evaluate(Still()), evaluator.evaluate(Still())
+    assert first.transitions.content_hash == second.transitions.content_hash
+    again = Evaluator(Task(), seed=3, episodes=4).evaluate(Still())
+    assert again.transitions.content_hash == first.transitions.content_hash
+    other = Evaluator(Task(), seed=4, episodes=4).evaluate(Still())
+    assert other.transitions.content_hash != first.transitions.content_hash
+    more = Evaluator(Task(), seed=3, episodes=6).evaluate(Still())
+    np.testing.assert_array_equal(more.start_obs_EO[:4], first.start_obs_EO)
+
+
+def test_a_crashing_environment_is_named():
+    with pytest.raises(RunFailed, match=r"Countdown-v0 raised OSError in evaluation episode 0 at step 0: the physics"):
+        Evaluator(Task(crash_at=0), 0, 2).evaluate(Still())
+
+
+def test_non_finite_numbers_are_refused():
+    with pytest.raises(NonFiniteValue, match="outcome reward is not finite in evaluation episode 0 at step 0"):
+        Evaluator(Task(poison_at=1), 0, 2).evaluate(Still())
+
+    class Diverged:
+        def act(self, obs_BO, *, generator=None):
+            return torch.full((len(obs_BO), 1), torch.nan)
+
+    with pytest.raises(NonFiniteValue, match="action of the policy"):
+        Evaluator(Task(), 0, 2).evaluate(Diverged())
+
+
+def test_every_outcome_of_the_catalog_is_measured_with_its_spread():
+    evaluation = Evaluator(Task(), 3, 5).evaluate(Still())
+    values = {row.key: row.value for row in outcome_measurements(tuple(OUTCOMES), evaluation)}
+    returns = evaluation.outcome_return_E
+    assert values["outcome/return"] == returns.mean()
+    assert values["outcome/return_std"] == pytest.approx(returns.std(ddof=1))
+    assert (values["outcome/return_min"], values["outcome/return_max"]) == (returns.min(), returns.max())
+    assert values["outcome/episode_length"] == evaluation.length_E.mean()
+    assert set(OUTCOMES) <= {key.removeprefix("outcome/") for key in values}
+    alone = outcome_measurements(["return"], Evaluator(Task(), 3, 1).evaluate(Still()))
+    assert "return_std" not in {row.name for row in alone}
+    with pytest.raises(InvalidExperiment, match="reward"):
+        outcome_measurements(["reward"], evaluation)
