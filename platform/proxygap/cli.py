@@ -222,7 +222,10 @@ def _only_answers(active: bool) -> Iterator[None]:
 @_overrides_argument
 @_json_option
 def validate(file: Path, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Check an experiment file and its task; print it with every default filled in."""
+    """Check an experiment file; print it with all defaults.
+
+    Constructs the task, but starts nothing.
+    """
     from proxygap.experiment import load_experiment
     from proxygap.yaml_file import yaml_text
 
@@ -238,7 +241,7 @@ def validate(file: Path, overrides: tuple[str, ...], as_json: bool) -> None:
 
 @commands.command()
 def schema() -> None:
-    """Print the JSON schema of experiment files, every field documented, for editors."""
+    """Print the JSON schema of experiment files, for editors."""
     from proxygap.experiment import Experiment
 
     _answer({"$schema": "https://json-schema.org/draft/2020-12/schema", **Experiment.model_json_schema()})
@@ -248,7 +251,7 @@ def schema() -> None:
 @click.argument("seam", nargs=-1)
 @_json_option
 def list_parts(seam: tuple[str, ...], as_json: bool) -> None:
-    """Show every part at every SEAM, with one line and its paper; and what can be measured."""
+    """Show every part at every SEAM, and what can be measured."""
     rows = catalog()
     seams = list(dict.fromkeys(row["seam"] for row in rows))
     wanted = " ".join(seam).replace("_", " ").replace("-", " ")
@@ -274,7 +277,10 @@ def list_parts(seam: tuple[str, ...], as_json: bool) -> None:
 @_json_option
 @click.pass_context
 def doctor(ctx: click.Context, root: Path, tracking_uri: str | None, as_json: bool) -> None:
-    """Print versions, resources and reachability in one screen to paste into a bug report."""
+    """Look at what a run depends on: one screen for a bug report.
+
+    Ends with 1 if something would stop a run. Shows no secret.
+    """
     from dataclasses import asdict
 
     from proxygap.doctor import Grade, examine, render
@@ -292,7 +298,10 @@ def doctor(ctx: click.Context, root: Path, tracking_uri: str | None, as_json: bo
 @_run_argument
 @_root_option
 def report(run_folder: str | None, root: Path) -> None:
-    """Write a run's report again, from its records alone; print where it is."""
+    """Write a run's report again, from its records alone.
+
+    Prints where it is; the verdict goes to standard error.
+    """
     from proxygap.loops.report import make_report
 
     page, verdict = make_report(find_run(run_folder, root))
@@ -305,7 +314,10 @@ def report(run_folder: str | None, root: Path) -> None:
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the page. Default: comparison, beside RUN.")
 @_root_option
 def compare(run_folders: tuple[str, ...], out: Path | None, root: Path) -> None:
-    """Compare runs on the same seeds; the first is the baseline. Print where the page is."""
+    """Compare runs on the same seeds.
+
+    The first is the baseline. Prints where the page is.
+    """
     if len(run_folders) < 2:
         raise click.UsageError("give at least two runs")
     folders = [find_run(name, root) for name in run_folders]
@@ -319,7 +331,7 @@ def compare(run_folders: tuple[str, ...], out: Path | None, root: Path) -> None:
 @_root_option
 @_json_option
 def sync(run_folder: str | None, root: Path, as_json: bool) -> None:
-    """Deliver to MLflow whatever it does not have of a run yet, without duplicates."""
+    """Deliver to MLflow what it lacks of a run, without duplicates."""
     from proxygap.record.folder import ExperimentFolder
     from proxygap.record.shipper import sync as deliver
 

@@ -135,13 +135,17 @@ def _parse(text: str, source: str) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("error", YAMLWarning)
             return YAML(typ="safe", pure=True).load(text)
-    except (YAMLError, YAMLWarning, ValueError, RecursionError) as error:
+    except (YAMLError, YAMLWarning, *_LET_THROUGH) as error:
         problem = getattr(error, "problem", None) or str(error).partition("\n")[0] or "unreadable"
         mark = getattr(error, "problem_mark", None)
         place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise InvalidExperiment(
             f"is not YAML 1.2: {_plain(problem)}{place}", field=source, remedy="Mend it there"
         ) from None
+
+
+_LET_THROUGH = (ValueError, TypeError, LookupError, AttributeError, AssertionError, RecursionError)
+"""Python's own errors, which the parser does not turn into its own for every strange file."""
 
 
 def _walk(tree: Any) -> Iterator[tuple[str, Any, int]]:

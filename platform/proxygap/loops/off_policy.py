@@ -155,7 +155,8 @@ class OffPolicy(SAC):
     def parts(self) -> dict[str, State]:
         """The complete state of the run, by part."""
         loop = State({}, {"clocks": self.clocks.as_dict(), "replay_rng": generator_state(self.replay_rng)})
-        runners = self.env_runner_group.foreach_env_runner(lambda runner: runner.part_state())
+        here = self.runner is not None
+        runners = self.env_runner_group.foreach_env_runner(lambda runner: runner.part_state(), local_env_runner=here)
         named = {f"runner-{i}": state for i, state in enumerate(runners)}
         return {"loop": loop, "learner": self._learner_state(), "replay": self.replay.state(), **named}
 
@@ -167,8 +168,11 @@ class OffPolicy(SAC):
         self.replay.load_state(parts["replay"])
         self.learner_group.foreach_learner(lambda learner: learner.load_part_state(parts["learner"]))
         states = [parts[name] for name in sorted((n for n in parts if n.startswith("runner-")), key=_number)]
+        if self.runner is not None:
+            self.runner.load_part_state(states[0])
+            return
         self.env_runner_group.foreach_env_runner(
-            [lambda runner, state=state: runner.load_part_state(state) for state in states]
+            [lambda runner, state=state: runner.load_part_state(state) for state in states], local_env_runner=False
         )
 
     def _learner_state(self) -> State:

@@ -245,3 +245,29 @@ def test_the_table_is_long_and_complete(tmp_path: Path) -> None:
     assert (row["iteration"], row["real_step"], row["label"]) == (4, 40, 3)
     assert len(frame) == 3
     assert to_table({}).num_rows == 0
+
+
+def test_a_long_torn_tail_leaves_no_remains(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    journal = Journal(path)
+    journal.write(reading(1))
+    journal.close()
+    with path.open("ab") as file:
+        file.write(b"\0" * 10_000)
+    journal = Journal(path)
+    journal.write(reading(2))
+    journal.close()
+    assert b"\0" not in path.read_bytes()
+    assert readings(path) == [reading(1), reading(2)]
+
+
+def test_times_are_unique_even_when_the_clock_stands_or_jumps_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "journal.jsonl"
+    for now_ms in (1_000, 1_000, 500):
+        monkeypatch.setattr(journal_module.time, "time_ns", lambda now_ms=now_ms: now_ms * 1_000_000)
+        journal = Journal(path)
+        journal.write(reading(now_ms))
+        journal.close()
+    assert [row.time_ms for row in read_journal(path)] == [1_000, 1_001, 1_002]

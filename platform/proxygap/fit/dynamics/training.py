@@ -136,8 +136,8 @@ class Stack:
 class _Patience:
     """Early stopping of one member: keeps the best loss; stops after ``patience`` epochs without a real gain.
 
-    The best counts from the starting weights, the gain from the first epoch on: the first steps of a fresh Adam unsettle
-    weights that were good already, and a member must be let past that.
+    The best counts from the starting weights, the gain from the first epoch on: the first steps of a fresh Adam
+    unsettle weights that were good already, and a member must be let past that.
 
     The Gaussian likelihood is the logarithm of a squared scale, so there a difference of ``min_gain`` *is* a relative
     gain of that size; for other losses the gain is taken relative to the loss.
