@@ -14,10 +14,10 @@ import time
 import gymnasium as gym
 import numpy as np
 import torch
-from measure import Ratio, interleaved, report
 from ray.rllib.algorithms.sac import SACConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
+from measure import Ratio, interleaved, report
 from proxygap.optimize.sac_learner import SacLearner
 from proxygap.optimize.sac_module import SacModule
 from proxygap.optimize.settings import SacSettings
@@ -53,7 +53,11 @@ def ours():
     )
     config.learners(learner_class=SacLearner, num_learners=0)
     config.training(learner_config_dict={"settings": SacSettings(), "seed": 0})
-    group = config.build_learner_group(rl_module_spec=config.copy().rl_module(rl_module_spec=spec).get_multi_rl_module_spec(spaces={"default_policy": tuple(spaces().values())}))
+    group = config.build_learner_group(
+        rl_module_spec=config.copy()
+        .rl_module(rl_module_spec=spec)
+        .get_multi_rl_module_spec(spaces={"default_policy": tuple(spaces().values())})
+    )
     data = rows(UPDATES * BATCH)
     return lambda: group.update(batch=learner_batch(data, UPDATES * BATCH))
 

@@ -67,4 +67,4 @@ def module_weights(state: Any) -> Any:
 
     weights = state["rl_module"]
     weights = ray.get(weights) if isinstance(weights, ray.ObjectRef) else weights
-    return weights[DEFAULT_MODULE_ID] if DEFAULT_MODULE_ID in weights else weights
+    return weights.get(DEFAULT_MODULE_ID, weights)

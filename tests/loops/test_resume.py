@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from proxygap.experiment import load_experiment
 from proxygap.record.checkpoint import CheckpointStore
 from tests.loops.command import Command

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.record.runs import Server, make_folder, write_rows
 
 from proxygap.record.folder import ExperimentFolder, RunState
 from proxygap.record.tracker import connect
+from tests.record.runs import Server, make_folder, write_rows
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from tests.record.runs import assert_exactly_once, make_folder, reading, runs_of, write_rows
 
 from proxygap.base.clock import Clocks
 from proxygap.base.measurement import Measurement, Reading, Side
@@ -19,6 +18,7 @@ from proxygap.record.folder import ExperimentFolder, RunState
 from proxygap.record.journal import Journal
 from proxygap.record.shipper import sync
 from proxygap.record.tracker import params
+from tests.record.runs import assert_exactly_once, make_folder, reading, runs_of, write_rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")]
 

@@ -9,13 +9,13 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.record.runs import Server, assert_exactly_once, make_folder, reading, runs_of, write_rows
 
 from proxygap.base.errors import TrackerUnavailable
 from proxygap.record.folder import ExperimentFolder, RunState
 from proxygap.record.journal import Journal
 from proxygap.record.rows import EventRow, ReadingRow, read_journal
 from proxygap.record.shipper import Shipper, sync
+from tests.record.runs import Server, assert_exactly_once, make_folder, reading, runs_of, write_rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")]
 

@@ -34,9 +34,7 @@ class ProxyGapError(Exception):
         return _rebuild, (type(self), self.problem, self.field, self.value, self.remedy)
 
 
-def _rebuild(
-    kind: type[ProxyGapError], problem: str, field: str, value: object, remedy: str
-) -> ProxyGapError:
+def _rebuild(kind: type[ProxyGapError], problem: str, field: str, value: object, remedy: str) -> ProxyGapError:
     return kind(problem, field=field, value=value, remedy=remedy)
 
 

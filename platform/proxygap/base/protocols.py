@@ -90,9 +90,7 @@ class Task(Protocol):
         """The environment's reward of each transition, shape (B,)."""
         ...
 
-    def terminated(
-        self, obs_BO: torch.Tensor, action_BA: torch.Tensor, next_obs_BO: torch.Tensor
-    ) -> torch.Tensor:
+    def terminated(self, obs_BO: torch.Tensor, action_BA: torch.Tensor, next_obs_BO: torch.Tensor) -> torch.Tensor:
         """Whether each transition ends its episode, bool, shape (B,)."""
         ...
 
@@ -157,9 +155,7 @@ class DynamicsLoss(Protocol):
 class Policy(Protocol):
     """Something that acts. Actions are in [-1, 1]."""
 
-    def act(
-        self, obs_BO: torch.Tensor, *, generator: torch.Generator | None = None
-    ) -> torch.Tensor:
+    def act(self, obs_BO: torch.Tensor, *, generator: torch.Generator | None = None) -> torch.Tensor:
         """Actions, shape (B, A): a sample drawn with ``generator``, or the deterministic action for None."""
         ...
 

@@ -40,7 +40,7 @@ class Transitions:
 
     def __getitem__(self, rows: slice | Int64 | Bool) -> Transitions:
         """Some of the rows (a view for a slice, a copy for an index)."""
-        return Transitions(**{name: column[rows] for name, column in self.columns().items()})
+        return Transitions(**{name: getattr(self, name)[rows] for name in self.columns()})
 
     def columns(self) -> dict[str, NDArray[np.generic]]:
         """Column name to array, in declaration order; nothing is copied."""

@@ -19,6 +19,7 @@ from proxygap.collect.replay import ImaginedReplay
 from proxygap.fit.dynamics.training import is_held_out
 from proxygap.imagine.rollouts import branched_rollouts, imagined_return
 from proxygap.loops.off_policy import Columns, LoopConfig, OffPolicy
+from proxygap.loops.settings import MbpoLoop
 from proxygap.probe import objective
 from proxygap.probe.objective import value_estimate
 from proxygap.serve.dynamics import build_dynamics
@@ -35,6 +36,8 @@ class Mbpo(OffPolicy):
         """Add the dynamics ensemble, in this process or on its hosts, and the buffer of imagined transitions."""
         super().setup(config)
         experiment, task = self.experiment, self.experiment.task
+        assert isinstance(experiment.loop, MbpoLoop)
+        self.settings = experiment.loop
         self.model = build_dynamics(
             experiment.dynamics,
             experiment.serve.dynamics,
@@ -67,7 +70,7 @@ class Mbpo(OffPolicy):
         """At the end of random collection, and then at every multiple of ``refit_every``."""
         if not self.warm:
             return False
-        crossed = self.clocks.real_step % self.experiment.loop.refit_every < self.steps_per_sample
+        crossed = self.clocks.real_step % self.settings.refit_every < self.steps_per_sample
         return crossed or self.model.version == 0
 
     def refit(self) -> None:
@@ -80,7 +83,7 @@ class Mbpo(OffPolicy):
         """Branch short rollouts off real states; the buffer keeps those of the last ``keep_fits`` fits."""
         settings = self.experiment.imagine
         horizon = settings.horizon(self.clocks.real_step)
-        count = settings.rollouts_per_step * self.experiment.loop.refit_every
+        count = settings.rollouts_per_step * self.settings.refit_every
         starts = self.replay.sample_columns(count, self.start_rng)["obs"]
         rollouts = branched_rollouts(
             self.model,
@@ -98,7 +101,7 @@ class Mbpo(OffPolicy):
     def mixed_batches(self, updates: int) -> Columns:
         """Batches with ``real_share`` real transitions each, the rest imagined."""
         size = self.experiment.optimize.batch_size
-        real = round(self.experiment.loop.real_share * size)
+        real = round(self.settings.real_share * size)
         columns = self.imagined.sample_columns(updates * (size - real), self.imagined_rng)
         if real == 0:
             return columns
@@ -166,9 +169,7 @@ class Mbpo(OffPolicy):
         super().cleanup()
 
 
-def _interleave(
-    lived: np.ndarray[Any, Any], imagined: np.ndarray[Any, Any], updates: int
-) -> np.ndarray[Any, Any]:
+def _interleave(lived: np.ndarray[Any, Any], imagined: np.ndarray[Any, Any], updates: int) -> np.ndarray[Any, Any]:
     """Rows of U batches, each batch its real rows first."""
     halves = [column.reshape(updates, -1, *column.shape[1:]) for column in (lived, imagined)]
     mixed = np.concatenate(halves, axis=1)

@@ -42,7 +42,7 @@ class LoopConfig(SACConfig):
         """The configuration of one run."""
         env = experiment.task.make_env()
         spaces = {"observation_space": env.observation_space, "action_space": env.action_space}
-        env.close()
+        env.close()  # type: ignore[no-untyped-call]
         sac, collect = experiment.optimize, experiment.collect
         config = cls(algorithm)
         config.experiment, config.run_seed = experiment, seed

@@ -137,5 +137,3 @@ def _events(journals: dict[int, list[Row]]) -> list[EventRecord]:
 
 def _time(event: tuple[int, int, EventRow]) -> tuple[int, int]:
     return event[0], event[1]
-
-

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from proxygap.base.errors import InfeasibleResources, InvalidExperiment
 from proxygap.experiment import Experiment
@@ -11,15 +12,25 @@ from proxygap.loops.report import make_report, recorded_experiment, write_aggreg
 from proxygap.loops.seed_run import OnProgress, Stop
 from proxygap.loops.seeds import run_seeds
 from proxygap.loops.session import ray_session
-from proxygap.record.delivery import pending, redacted, tracking_uri
+from proxygap.record.delivery import pending
 from proxygap.record.folder import ExperimentFolder, RunState
 from proxygap.record.provenance import provenance
 from proxygap.record.shipper import Shipper
+from proxygap.record.tracker import redacted, tracking_uri
 from proxygap.serve.placement import check_feasible, cluster_nodes
 from proxygap.yaml_file import yaml_text
 
 FINAL_DELIVERY_S = 30.0
 """Longest wait for the tracker at the end; what it lacks then is delivered by ``proxygap sync``."""
+
+
+@runtime_checkable
+class Reinstallable(Protocol):
+    """A request to stop that listens to signals."""
+
+    def reinstall(self) -> None:
+        """Listen again, after something else took the signals."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +97,7 @@ def check_resources(experiment: Experiment) -> None:
     have = sum(node.get("CPU", 0.0) for node in nodes)
     if asked > have + 1e-6:
         raise InfeasibleResources(
-            f"{seeds} seeds at once ask for {asked:g} CPUs: each {own:g} for itself, {runners:g} for environment runners, "
+            f"{seeds} at once ask for {asked:g} CPUs: each {own:g} for itself, {runners:g} for environment runners, "
             f"{learner:g} for a Learner, {hosting.hosts * hosting.cpus:g} for hosts; there are {have:g}",
             field="compute.parallel_seeds",
             value=experiment.compute.parallel_seeds,
@@ -109,7 +120,7 @@ def _execute(
     uri = tracking_uri(experiment.record.tracking_uri, folder.path.parent)
     check_resources(experiment)
     with ray_session():
-        if hasattr(stop, "reinstall"):  # ray.init puts its own handler on SIGTERM
+        if isinstance(stop, Reinstallable):  # ray.init puts its own handler on SIGTERM
             stop.reinstall()
         check_resources(experiment)
         _describe(folder, experiment)

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -157,7 +158,11 @@ class SeedRun:
         directions = {m.key: m.direction for m in both}
         side = directions.get(f"objective/{self.experiment.objective}", Direction.HIGHER)
         probe, rng = self.experiment.probe, generator(self.seed, f"probe/gap/{clocks.real_step}")
-        options = {"resamples": probe.resamples, "confidence": probe.confidence, "objective_direction": side}
+        options: dict[str, Any] = {
+            "resamples": probe.resamples,
+            "confidence": probe.confidence,
+            "objective_direction": side,
+        }
         related = within_run(self.objective_T, self.outcome_T, rng=rng, **options)
         turned = onset(self.objective_T, self.outcome_T, self.step_T, rng, noise_T=self.noise_T, **options)
         self.correlation = next((m.value for m in related if m.name == "spearman"), math.nan)

@@ -122,7 +122,7 @@ def _finish(reference: Any, each: _Running, on_progress: OnProgress) -> None:
         ray.get(reference)
         _follow([each], on_progress, stopping=False)
     except (RayError, ProxyGapError) as error:
-        log.error("seed %d failed: %s", each.place.seed, error)
+        log.exception("seed %d failed", each.place.seed)
         each.place.set_status(RunState.FAILED, _reason(error))
     ray.kill(each.actor)
 

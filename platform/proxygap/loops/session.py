@@ -17,8 +17,8 @@ _CHATTY = ("ray.rllib", "ray._common.deprecation", "ray._private.authentication"
 def ray_session() -> Iterator[None]:
     """Ray for the length of a block.
 
-    ``RAY_ADDRESS`` names a cluster to join. Without it a local Ray starts, quiet, with no dashboard; it ends with the
-    block. A session that is up already is used as it is and left alone.
+    ``RAY_ADDRESS`` names a cluster to join. Without it a local Ray starts on loopback, quiet, with no dashboard; it
+    ends with the block. A session that is up already is used as it is and left alone.
     """
     if ray.is_initialized():
         yield
@@ -27,13 +27,9 @@ def ray_session() -> Iterator[None]:
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    ray.init(
-        address=os.environ.get("RAY_ADDRESS"),
-        _node_ip_address="127.0.0.1" if "RAY_ADDRESS" not in os.environ else None,
-        include_dashboard=False if "RAY_ADDRESS" not in os.environ else None,
-        logging_level=logging.WARNING,
-        log_to_driver=False,
-    )
+    joined = os.environ.get("RAY_ADDRESS")
+    own = {} if joined else {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    ray.init(address=joined or "local", logging_level=logging.WARNING, log_to_driver=False, **own)
     try:
         yield
     finally:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,7 @@ class TwinCritic(nn.Module):
     def __init__(self, obs_size: int, action_size: int, hidden: Sequence[int], generator: torch.Generator) -> None:
         super().__init__()
         sizes = [obs_size + action_size, *hidden, 1]
-        self.layers = nn.ModuleList(TwinLayer(i, j, generator) for i, j in zip(sizes, sizes[1:], strict=False))
+        self.layers = nn.ModuleList(TwinLayer(i, j, generator) for i, j in pairwise(sizes))
 
     def forward(self, obs_BO: Tensor, action_BA: Tensor) -> Tensor:
         """Both critics' values, shape (2, B)."""
@@ -53,7 +54,7 @@ class SquashedGaussianActor(nn.Module):
     def __init__(self, obs_size: int, action_size: int, hidden: Sequence[int], generator: torch.Generator) -> None:
         super().__init__()
         sizes = [obs_size, *hidden, 2 * action_size]
-        self.layers = nn.ModuleList(linear(i, j, generator) for i, j in zip(sizes, sizes[1:], strict=False))
+        self.layers = nn.ModuleList(linear(i, j, generator) for i, j in pairwise(sizes))
 
     def forward(self, obs_BO: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and bounded log standard deviation."""
@@ -66,7 +67,7 @@ class SquashedGaussianActor(nn.Module):
 
 def linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
     """A `torch.nn.Linear` whose initial weights come from ``generator`` instead of the global one."""
-    layer = nn.utils.skip_init(nn.Linear, inputs, outputs)
+    layer: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, outputs)  # type: ignore[no-untyped-call]
     bound = 1 / math.sqrt(inputs)
     with torch.no_grad():
         layer.weight.uniform_(-bound, bound, generator=generator)

@@ -135,7 +135,7 @@ class SacLearner(TorchLearner):
             )
         return summary
 
-    def compute_loss_for_module(self, *, module_id: str, config: Any, batch: Any, fwd_out: Any) -> Tensor:
+    def compute_loss_for_module(self, **_: Any) -> Tensor:
         """RLlib's per-module hook. It is not on this Learner's path, and says so rather than train differently."""
         raise RuntimeError("SacLearner updates through update(); RLlib's generic path would not step the temperature")
 

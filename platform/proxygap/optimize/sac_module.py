@@ -40,11 +40,12 @@ class SacModule(TorchRLModule, InferenceOnlyAPI):
     @torch.no_grad()
     def act(self, obs_BO: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Actions in [-1, 1], shape (B, A): a sample drawn with ``generator``, or the deterministic one for None."""
-        mean_BA, log_std_BA = self.actor(obs_BO)
-        if generator is None:
-            return mean_BA.tanh()
-        noise_BA = torch.randn(mean_BA.shape, generator=generator, device=mean_BA.device)
-        return (mean_BA + log_std_BA.exp() * noise_BA).tanh()
+        raw_BA, log_std_BA = self.actor(obs_BO)
+        if generator is not None:
+            noise_BA = torch.randn(raw_BA.shape, generator=generator, device=raw_BA.device)
+            raw_BA = raw_BA + log_std_BA.exp() * noise_BA
+        action_BA: Tensor = raw_BA.tanh()
+        return action_BA
 
     @torch.no_grad()
     def value(self, obs_BO: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ def test_log_density_is_that_of_torchs_transformed_distribution() -> None:
     normal = torch.distributions.Normal(mean, log_std.exp())
     squashed = torch.distributions.TransformedDistribution(normal, torch.distributions.TanhTransform(cache_size=1))
     raw = mean + log_std.exp() * noise
-    by_hand = normal.log_prob(raw) - torch.log1p(-raw.tanh() ** 2)
+    by_hand = normal.log_prob(raw) - torch.log1p(-(raw.tanh() ** 2))
     torch.testing.assert_close(log_prob, by_hand.sum(-1))
     torch.testing.assert_close(log_prob, squashed.log_prob(action).sum(-1), rtol=1e-6, atol=1e-6)
 

@@ -17,7 +17,7 @@ from proxygap.optimize.sac_module import SacModule
 from proxygap.optimize.settings import SacSettings
 from proxygap.rllib import DEFAULT_MODULE_ID, RLModuleSpec, SACConfig, learner_batch
 
-O, A, B = 3, 2, 16
+O, A, B = 3, 2, 16  # noqa: E741
 
 
 class Data:
@@ -40,7 +40,9 @@ def learner(settings: SacSettings, seed: int = 0) -> SacLearner:
     config = SACConfig().environment(**spaces).rl_module(rl_module_spec=spec)
     config.learners(learner_config_dict={"settings": settings, "seed": seed})
     found = config.copy()
-    made = SacLearner(config=found, module_spec=found.get_multi_rl_module_spec(spaces={DEFAULT_MODULE_ID: tuple(spaces.values())}))
+    made = SacLearner(
+        config=found, module_spec=found.get_multi_rl_module_spec(spaces={DEFAULT_MODULE_ID: tuple(spaces.values())})
+    )
     made.build()
     return made
 

@@ -27,12 +27,16 @@ class Likelihood(Settings):
 
 
 class SquaredError(Settings):
-    """Mean squared error of the normalized target; the variance head is then fitted to nothing and stays as it is."""
+    """Mean squared error of the normalized target; the predictive deviation is then that of the held-out residuals."""
 
     kind: Literal["mse"] = "mse"
 
     def __call__(
-        self, mean_MBT: torch.Tensor, log_var_MBT: torch.Tensor, target_MBT: torch.Tensor, weight_MB: torch.Tensor
+        self,
+        mean_MBT: torch.Tensor,
+        log_var_MBT: torch.Tensor,  # noqa: ARG002 - the seam's signature
+        target_MBT: torch.Tensor,
+        weight_MB: torch.Tensor,
     ) -> torch.Tensor:
         """Loss per member, shape (M,), averaged over batch and targets, in squared normalized units."""
         return (weight_MB * (mean_MBT - target_MBT).square().mean(dim=-1)).mean(dim=-1)
