@@ -1,4 +1,4 @@
-"""How the benchmarks measure: interleaved repeats, CPU time beside wall clock, ratios kept as JSON."""
+"""How the benchmarks measure: peers take turns in one process, and every claim is kept as JSON with its evidence."""
 
 from __future__ import annotations
 
@@ -11,60 +11,81 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+
+Samples = Mapping[str, Sequence[float]]
+"""Name of what was measured to its repeats, all in one unit."""
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """The claim that ``ours`` divided by ``peer`` (medians of rates) is at least, or at most, a number."""
+    """The claim that ``ours`` divided by ``peer`` (medians of rates, larger is better) is at least a number."""
 
     ours: str
     peer: str
-    at_least: float | None = None
-    at_most: float | None = None
+    at_least: float
 
-    def judge(self, rates: Mapping[str, Sequence[float]]) -> dict[str, object]:
-        value = statistics.median(rates[self.ours]) / statistics.median(rates[self.peer])
-        met = (self.at_least is None or value >= self.at_least) and (self.at_most is None or value <= self.at_most)
-        return {
-            "ratio": f"{self.ours} / {self.peer}",
-            "value": round(value, 3),
-            "at_least": self.at_least,
-            "at_most": self.at_most,
-            "met": met,
-        }
+    def judge(self, samples: Samples) -> dict[str, Any]:
+        value = statistics.median(samples[self.ours]) / statistics.median(samples[self.peer])
+        name = f"{self.ours} / {self.peer}"
+        return {"claim": name, "value": round(value, 3), "target": f">= {self.at_least}", "met": value >= self.at_least}
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The claim that the median of ``name`` (smaller is better) is at most a number."""
+
+    name: str
+    at_most: float
+
+    def judge(self, samples: Samples) -> dict[str, Any]:
+        value = statistics.median(samples[self.name])
+        target = f"<= {self.at_most}"
+        return {"claim": self.name, "value": round(value, 5), "target": target, "met": value <= self.at_most}
 
 
 def interleaved(subjects: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Process CPU seconds of each subject, one after the other in every round, after one round of warm-up."""
+    """Process CPU seconds of each subject, one after the other in every round, after one round of warm-up.
+
+    The order turns around from round to round, so that no subject always runs on the other's caches.
+    """
     times: dict[str, list[float]] = {name: [] for name in subjects}
     for round_number in range(repeats + 1):
-        for name, subject in subjects.items():
+        order = list(subjects) if round_number % 2 else list(reversed(subjects))
+        for name in order:
             started = time.process_time()
-            subject()
+            subjects[name]()
             if round_number:
                 times[name].append(time.process_time() - started)
     return times
 
 
-def report(name: str, *, unit: str, rates: Mapping[str, Sequence[float]], ratios: Sequence[Ratio]) -> bool:
-    """Print the table, write ``results/<name>.json``, and say whether every ratio was met."""
-    judged = [ratio.judge(rates) for ratio in ratios]
-    for subject, each in rates.items():
-        print(f"{subject:>24}: median {statistics.median(each):10.2f} {unit}  (best {max(each):.2f}, n = {len(each)})")
+def report(
+    name: str, *, unit: str, samples: Samples, claims: Sequence[Ratio | Bound], details: Mapping[str, Any] | None = None
+) -> bool:
+    """Print the table, write ``results/<name>.json``, and say whether every claim was met."""
+    judged = [claim.judge(samples) for claim in claims]
+    for subject, each in samples.items():
+        middle, low, high = statistics.median(each), min(each), max(each)
+        print(f"{subject:>36}: {middle:10.4g} {unit}  (from {low:.4g} to {high:.4g}, n = {len(each)})")
     for row in judged:
-        bound = f">= {row['at_least']}" if row["at_least"] is not None else f"<= {row['at_most']}"
-        print(f"{row['ratio']:>24}: {row['value']}  ({bound}: {'met' if row['met'] else 'NOT MET'})")
-    RESULTS.mkdir(exist_ok=True)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+        print(f"{row['claim']:>36}: {row['value']:10.4g}  {row['target']}  {'met' if row['met'] else 'NOT MET'}")
     record = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "commit": commit.stdout.strip(),
+        "commit": _commit(),
         "cores": os.cpu_count(),
         "unit": unit,
-        "rates": {subject: list(each) for subject, each in rates.items()},
-        "ratios": judged,
+        "claims": judged,
+        "samples": {subject: [float(f"{value:.5g}") for value in each] for subject, each in samples.items()},
+        "details": dict(details or {}),
     }
+    RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
     return all(bool(row["met"]) for row in judged)
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(RESULTS.parent), "describe", "--always", "--dirty"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()

@@ -41,6 +41,7 @@ class Stop:
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
         if self.signal_number:
+            _show_cursor()  # a live table hides it
             os._exit(128 + number)
         self.signal_number = number
         self._announce(STOPPING)
@@ -64,6 +65,13 @@ def graceful_stop(announce: Callable[[str], None] | None = None) -> Iterator[Sto
     finally:
         for number, handler in former.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def _show_cursor() -> None:
+    for stream in (1, 2):
+        with contextlib.suppress(OSError):
+            if os.isatty(stream):
+                os.write(stream, b"\x1b[?25h")
 
 
 def _to_standard_error(line: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,14 @@ GOOD: dict[str, Any] = {
     "seeds": [0, 1],
 }
 SCHEMA = Experiment.model_json_schema()
+EXAMPLES = int(os.environ.get("PROXYGAP_FUZZ", "0"))
+"""Examples per test, new ones every time; by default the same few hundred, so that the tests repeat themselves."""
 FUZZ = settings(
-    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    max_examples=EXAMPLES or 200,
+    derandomize=not EXAMPLES,
+    database=None,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 
 
@@ -49,6 +56,7 @@ def clear(error: InvalidExperiment) -> str:
     """What every refusal owes its reader."""
     message = str(error)
     assert 0 < len(message) < 2000
+    assert error.exit_code == 3
     assert all(": " in line or line.endswith("more problems") for line in message.splitlines()), message
     assert all(line.isprintable() for line in message.splitlines()), message
     message.encode("utf-8")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.loops.command import Command
+from tests.loops.tripwire import Wire
 
 
 @pytest.fixture
@@ -15,3 +16,9 @@ def command(tmp_path: Path) -> Command:
     made = Command(tmp_path)
     made.write()
     return made
+
+
+@pytest.fixture
+def wire(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Wire:
+    """Armed for every command of the test."""
+    return Wire(tmp_path / "wire", monkeypatch)

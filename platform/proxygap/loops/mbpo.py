@@ -21,7 +21,6 @@ from proxygap.imagine.rollouts import branched_rollouts, imagined_return
 from proxygap.loops.off_policy import Columns, LoopConfig, OffPolicy
 from proxygap.loops.settings import MbpoLoop
 from proxygap.probe import objective
-from proxygap.probe.objective import value_estimate
 from proxygap.serve.dynamics import build_dynamics
 
 if TYPE_CHECKING:
@@ -111,7 +110,7 @@ class Mbpo(OffPolicy):
 
     def objectives(self, evaluation: Evaluation) -> tuple[Measurement, ...]:
         """What the model is fitted to, how far it can be trusted, and what it promises."""
-        critics = value_estimate(self.policy(), evaluation.start_obs_EO)
+        critics = super().objectives(evaluation)
         if self.model.version == 0:
             return critics
         held_out, newest = self.held_out(), evaluation.transitions

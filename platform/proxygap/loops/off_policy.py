@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from proxygap.base.clock import Clocks
+from proxygap.base.errors import RunFailed
 from proxygap.base.protocols import State
 from proxygap.base.records import Transitions
 from proxygap.base.seeds import generator, generator_state, restore_generator
@@ -19,6 +20,7 @@ from proxygap.collect.env_runner import StepRunner
 from proxygap.collect.replay import Replay
 from proxygap.optimize.sac_learner import SacLearner
 from proxygap.optimize.sac_module import SacModule
+from proxygap.probe.objective import value_estimate
 from proxygap.rllib import SAC, RLModuleSpec, SACConfig, learner_batch, local_learner, local_runner
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from proxygap.experiment import Experiment
     from proxygap.probe.outcome import Evaluation
 
+REMOTE_ROUNDS = 5
+"""Times that remote runners are asked for the same steps before the run fails."""
 Columns = dict[str, np.ndarray[Any, Any]]
 
 
@@ -112,10 +116,26 @@ class OffPolicy(SAC):
             self.keep(self.runner.sample(**options))
             return
         self.env_runner_group.sync_weights(from_worker_or_learner_group=self.learner_group, inference_only=True)
-        parts = self.env_runner_group.foreach_env_runner(
-            "sample", kwargs=options, local_env_runner=False, timeout_seconds=self.config.sample_timeout_s
+        self.keep(self._sample_remotely(options))
+
+    def _sample_remotely(self, options: dict[str, Any]) -> Transitions:
+        """Exactly the steps asked for: a runner that died is restarted and asked again, a surplus step is dropped."""
+        parts: list[Transitions] = []
+        for _ in range(REMOTE_ROUNDS):
+            parts += self.env_runner_group.foreach_env_runner(
+                "sample", kwargs=options, local_env_runner=False, timeout_seconds=self.config.sample_timeout_s
+            )
+            if sum(map(len, parts)) >= self.steps_per_sample:
+                return Transitions.concatenate(parts)[: self.steps_per_sample]
+            self.events.append(("env_runner_lost", {"real_step": self.clocks.real_step}))
+            self.restore_env_runners(self.env_runner_group)
+        raise RunFailed(
+            f"the environment runners gave {sum(map(len, parts))} of {self.steps_per_sample} steps in "
+            f"{REMOTE_ROUNDS} rounds",
+            field="collect.env_runners",
+            value=self.experiment.collect.env_runners,
+            remedy="Look at the runners' logs under the Ray session; the task may crash or hang",
         )
-        self.keep(Transitions.concatenate(parts))
 
     def keep(self, rows: Transitions) -> None:
         """Add real experience to the replay and advance its clock."""
@@ -149,8 +169,8 @@ class OffPolicy(SAC):
         return module  # type: ignore[no-any-return]
 
     def objectives(self, evaluation: Evaluation) -> tuple[Measurement, ...]:
-        """This loop's side of the measurement, taken on an evaluation's episodes. Subclasses add theirs."""
-        raise NotImplementedError  # abstract: each loop declares its objectives in probe.catalog
+        """This loop's side of the measurement, taken on an evaluation's episodes: here what the critics believe."""
+        return value_estimate(self.policy(), evaluation.start_obs_EO)
 
     def parts(self) -> dict[str, State]:
         """The complete state of the run, by part."""

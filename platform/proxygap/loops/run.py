@@ -6,18 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from proxygap.base.errors import InfeasibleResources, InvalidExperiment
+from proxygap.base.errors import InvalidExperiment
 from proxygap.experiment import Experiment
 from proxygap.loops.report import make_report, recorded_experiment, write_aggregates
+from proxygap.loops.resources import check_resources
 from proxygap.loops.seed_run import OnProgress, Stop
 from proxygap.loops.seeds import run_seeds
-from proxygap.loops.session import ray_session
+from proxygap.loops.session import ray_session, starts_here
 from proxygap.record.delivery import pending
 from proxygap.record.folder import ExperimentFolder, RunState
 from proxygap.record.provenance import provenance
 from proxygap.record.shipper import Shipper
 from proxygap.record.tracker import redacted, tracking_uri
-from proxygap.serve.placement import check_feasible, cluster_nodes
 from proxygap.yaml_file import yaml_text
 
 FINAL_DELIVERY_S = 30.0
@@ -85,40 +85,13 @@ def resume(folder: Path, *, on_progress: OnProgress | None = None, stop: Stop | 
     return _execute(experiment, place, on_progress, stop)
 
 
-def check_resources(experiment: Experiment) -> None:
-    """Refuse what the cluster, or this machine, can never hold, naming what is missing. Starts nothing."""
-    hosting, seeds = experiment.serve.dynamics, experiment.parallel_seeds
-    nodes = cluster_nodes()
-    own = experiment.compute.cpus_per_seed if seeds > 1 else 0.0
-    runners = experiment.collect.env_runners * experiment.collect.cpus_per_runner
-    check_feasible(hosting, field="serve.dynamics", nodes=nodes, reserved={"CPU": own + runners})
-    learner = experiment.optimize.learners * 1.0
-    asked = seeds * (own + runners + learner + hosting.hosts * hosting.cpus)
-    have = sum(node.get("CPU", 0.0) for node in nodes)
-    if asked > have + 1e-6:
-        raise InfeasibleResources(
-            f"{seeds} at once ask for {asked:g} CPUs: each {own:g} for itself, {runners:g} for environment runners, "
-            f"{learner:g} for a Learner, {hosting.hosts * hosting.cpus:g} for hosts; there are {have:g}",
-            field="compute.parallel_seeds",
-            value=experiment.compute.parallel_seeds,
-            remedy="Lower compute.parallel_seeds, or what each of them asks for",
-        )
-    gpus = seeds * (experiment.optimize.learners * experiment.optimize.gpus_per_learner + hosting.hosts * hosting.gpus)
-    if gpus > (have_gpus := sum(node.get("GPU", 0.0) for node in nodes)):
-        raise InfeasibleResources(
-            f"the run asks for {gpus:g} GPUs and there are {have_gpus:g}",
-            field="optimize.gpus_per_learner",
-            value=experiment.optimize.gpus_per_learner,
-            remedy="Lower it, or serve.dynamics.gpus, or add a node with GPUs",
-        )
-
-
 def _execute(
     experiment: Experiment, folder: ExperimentFolder, on_progress: OnProgress | None, stop: Stop | None
 ) -> RunSummary:
     experiment.check()
     uri = tracking_uri(experiment.record.tracking_uri, folder.path.parent)
-    check_resources(experiment)
+    if starts_here():
+        check_resources(experiment)
     with ray_session():
         if isinstance(stop, Reinstallable):  # ray.init puts its own handler on SIGTERM
             stop.reinstall()

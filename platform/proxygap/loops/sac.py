@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from proxygap.loops.off_policy import OffPolicy
-from proxygap.probe.objective import value_estimate
-
-if TYPE_CHECKING:
-    from proxygap.base.measurement import Measurement
-    from proxygap.probe.outcome import Evaluation
 
 
 class Sac(OffPolicy):
@@ -22,7 +15,3 @@ class Sac(OffPolicy):
             if self.warm:
                 self.improve(self.real_batches)
         self.clocks = self.clocks.tick(iteration=1)
-
-    def objectives(self, evaluation: Evaluation) -> tuple[Measurement, ...]:
-        """What the critics believe."""
-        return value_estimate(self.policy(), evaluation.start_obs_EO)

@@ -19,8 +19,8 @@ from proxygap.base.seeds import generator
 from proxygap.collect.episodes import write_episodes
 from proxygap.experiment import Experiment
 from proxygap.loops.off_policy import LoopConfig, OffPolicy
-from proxygap.probe.gap import onset, onset_measurements, within_run
-from proxygap.probe.outcome import Evaluator, outcome_measurements
+from proxygap.probe.gap import onset, onset_measurements, optimism, within_run
+from proxygap.probe.outcome import Evaluator, opening_return, outcome_measurements
 from proxygap.record.checkpoint import CheckpointStore
 from proxygap.record.folder import RunState, SeedFolder
 from proxygap.record.journal import Journal
@@ -138,7 +138,9 @@ class SeedRun:
         """Both sides at the same clocks, on the same policy and model."""
         started = time.perf_counter()
         evaluation = evaluator.evaluate(algorithm.policy())
-        both = (*outcome_measurements(self.experiment.outcomes, evaluation), *algorithm.objectives(evaluation))
+        opening = opening_return(evaluation, self.experiment.probe.imagined_horizon)
+        outcomes = (*outcome_measurements(self.experiment.outcomes, evaluation), opening)
+        both = (*outcomes, *algorithm.objectives(evaluation))
         self._remember(both, algorithm.clocks)
         gap = self._gap(both, algorithm.clocks)
         learned = tuple(Measurement(f"policy/{k}", v, Side.MODEL) for k, v in algorithm.learned.items())
@@ -166,7 +168,7 @@ class SeedRun:
         related = within_run(self.objective_T, self.outcome_T, rng=rng, **options)
         turned = onset(self.objective_T, self.outcome_T, self.step_T, rng, noise_T=self.noise_T, **options)
         self.correlation = next((m.value for m in related if m.name == "spearman"), math.nan)
-        return (*related, *onset_measurements(turned))
+        return (*related, *onset_measurements(turned), *optimism(both))
 
     def _remember(self, measurements: tuple[Measurement, ...], clocks: Clocks) -> None:
         values = {m.key: m.value for m in measurements}

@@ -13,6 +13,11 @@ _CHATTY = ("ray.rllib", "ray._common.deprecation", "ray._private.authentication"
 """Loggers whose warnings are about Ray's own inside, or repeat what ``proxygap doctor`` says."""
 
 
+def starts_here() -> bool:
+    """Whether `ray_session` would start a Ray of its own on this machine."""
+    return not ray.is_initialized() and not os.environ.get("RAY_ADDRESS")
+
+
 @contextlib.contextmanager
 def ray_session() -> Iterator[None]:
     """Ray for the length of a block.

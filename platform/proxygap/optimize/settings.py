@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from proxygap.base.config import Settings
 
@@ -31,3 +31,9 @@ class SacSettings(Settings):
     """0 learns in the process of the loop; 1 on a remote Learner, which may hold a GPU."""
     gpus_per_learner: float = Field(default=0.0, ge=0.0)
     """GPUs of the remote Learner."""
+
+    @model_validator(mode="after")
+    def _gpus_are_remote(self) -> SacSettings:
+        if self.gpus_per_learner and not self.learners:
+            raise ValueError(f"gpus_per_learner = {self.gpus_per_learner:g} needs a remote Learner; set learners to 1")
+        return self

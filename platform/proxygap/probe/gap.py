@@ -10,7 +10,7 @@ Shape legend: T evaluations in order of time, N models, R resamples.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -174,6 +174,15 @@ def onset_measurements(found: Onset | None, clock: str = "real_step", prefix: st
         Measurement(f"{prefix}onset_drop", found.drop, Side.GAP, "", Direction.LOWER),
         Measurement(f"{prefix}onset_drop_p", found.drop_p, Side.GAP),
     )
+
+
+def optimism(both: Sequence[Measurement]) -> tuple[Measurement, ...]:
+    """``gap/optimism``: imagined return minus the real return of as many steps, where both were measured."""
+    values = {measurement.key: measurement.value for measurement in both}
+    if not {"objective/imagined_return", "outcome/opening_return"} <= values.keys():
+        return ()
+    value = values["objective/imagined_return"] - values["outcome/opening_return"]
+    return (Measurement("optimism", value, Side.GAP, "reward"),)
 
 
 def population(

@@ -169,6 +169,14 @@ def outcome_measurements(names: Sequence[str], evaluation: Evaluation) -> tuple[
     return tuple(measurement for name in names for measurement in _one_outcome(name, evaluation))
 
 
+def opening_return(evaluation: Evaluation, steps: int) -> Measurement:
+    """Mean real return of the episodes' first ``steps`` steps: what an imagined return of that length promises."""
+    opening_B = evaluation.transitions.step_B < steps
+    total = float(evaluation.transitions.outcome_reward_B[opening_B].sum(dtype=np.float64))
+    mean = total / len(evaluation.outcome_return_E)
+    return Measurement("opening_return", mean, Side.OUTCOME, "reward", Direction.HIGHER)
+
+
 def _one_outcome(name: str, evaluation: Evaluation) -> list[Measurement]:
     values_E, unit = _values(name, evaluation)
     spread = {"min": values_E.min(), "max": values_E.max()}

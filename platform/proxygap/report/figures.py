@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from proxygap.report.analysis import Analysis, Link, band, onset_step, paired, series
 from proxygap.report.records import Statistics
-from proxygap.report.verdict import interval_text, label
+from proxygap.report.verdict import interval_text, label, plural
 
 Float = NDArray[np.float64]
 COLORS = {"ink": "#22262e", "faint": "#8b919c", "line": "#dfe2e7", "objective": "#3a5bc7", "outcome": "#c4560b"}
@@ -111,11 +111,13 @@ def scatter(analysis: Analysis) -> Drawing | str:
     if 1 < len(link.pairs) <= 5:
         style = {"handletextpad": 0.1, "columnspacing": 1.0, "borderaxespad": 0.2}
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(link.pairs), fontsize=9, **style)
+    outside = _focus(axes.set_xlim, np.concatenate([one.objective_T for one in link.pairs]))
     axes.set_title(f"Spearman {interval_text(link.pooled['spearman'])},  n = {link.evaluations}")
     caption = (
         "One point per evaluation, both sides measured at the same step of the same run; color is time, the marker is "
         "the seed. The correlation is the mean over seeds of the correlation within each"
         + (", signed so that better objective with better outcome is positive." if link.lower_is_better else ".")
+        + outside
     )
     return _finish(figure, "objective_against_outcome", "Objective against outcome", caption)
 
@@ -128,15 +130,18 @@ def curves(analysis: Analysis, statistics: Statistics) -> Drawing | str:
     if all(len(series(analysis.input, keys["outcome"], seed)[0]) == 0 for seed in analysis.seeds):
         return "Both sides over time: the outcome was never measured."
     figure, panels = _figure(2.4 * len(keys) + 0.5, len(keys))
+    outside = ""
     for axes, (side, key) in zip(panels, keys.items(), strict=True):
         _curve(axes, analysis, key, COLORS[side], statistics)
         text = _axis(analysis.link) if side == "objective" and analysis.link else _outcome_axis(analysis)
         axes.set_ylabel(text, color=COLORS[side])
+        seen = [series(analysis.input, key, seed)[1] for seed in analysis.seeds]
+        outside += _focus(axes.set_ylim, np.concatenate(seen)) if side == "objective" else ""
         for step in _onsets(analysis):
             axes.axvline(step, color=COLORS["ink"], linewidth=1, linestyle=":")
     _real_steps(panels[-1])
     shown = "thick: interquartile mean over seeds with its interval; " if len(analysis.seeds) >= 3 else ""
-    caption = f"Thin: one line per seed; {shown}dotted: onset, where one was found."
+    caption = f"Thin: one line per seed; {shown}dotted: onset, where one was found.{outside}"
     return _finish(figure, "both_sides_over_time", "Both sides over real steps", caption)
 
 
@@ -186,9 +191,8 @@ def disagreement(analysis: Analysis) -> Drawing | str:
 
 def promise(analysis: Analysis) -> Drawing | str:
     """Imagined and real return over real steps."""
-    runs = [
-        (seed, *paired(analysis.input, "objective/imagined_return", "outcome/return", seed)) for seed in analysis.seeds
-    ]
+    real = "outcome/opening_return" if _has(analysis, "outcome/opening_return") else "outcome/return"
+    runs = [(seed, *paired(analysis.input, "objective/imagined_return", real, seed)) for seed in analysis.seeds]
     runs = [run for run in runs if len(run[1])]
     if not runs:
         return "Imagined against real return: the two were never measured at the same steps."
@@ -201,8 +205,8 @@ def promise(analysis: Analysis) -> Drawing | str:
     axes.legend(loc="best", fontsize=9)
     _real_steps(axes)
     caption = (
-        "The return that the model promises and the one that the real environment pays, from the same start states; "
-        "the imagined one may span fewer steps (probe.imagined_horizon)."
+        "The return that the model promises and the one that the real environment pays, from the same start states and "
+        + ("over the same number of steps (probe.imagined_horizon)." if real.endswith("opening_return") else "in full.")
     )
     return _finish(figure, "imagined_against_real_return", "What the model promises", caption)
 
@@ -232,6 +236,22 @@ def _over_seeds(analysis: Analysis, key: str, index: int) -> float:
     """Median over seeds of the first (0) or last (-1) value of a key; NaN for none."""
     values = [values_T[index] for seed in analysis.seeds if len(values_T := series(analysis.input, key, seed)[1])]
     return float(np.median(values)) if values else float("nan")
+
+
+def _focus(set_limits: Callable[..., object], values: Float) -> str:
+    """Keep a few far values from squeezing all others into a line: cut the axis, and say how many lie beyond it."""
+    finite = values[np.isfinite(values)]
+    if len(finite) < 8:
+        return ""
+    low, high = np.quantile(finite, [0.1, 0.9])
+    reach = 1.5 * (high - low)
+    beyond = int(((finite < low - reach) | (finite > high + reach)).sum())
+    if beyond == 0 or high == low or max(high - finite.min(), finite.max() - low) < 4 * (high - low):
+        return ""
+    near = finite[(finite >= low - reach) & (finite <= high + reach)]
+    margin = 0.06 * (near.max() - near.min())
+    set_limits(near.min() - margin, near.max() + margin)
+    return f" {plural(beyond, 'value')} far outside the axis (the table and the parquet file have all)."
 
 
 def _onsets(analysis: Analysis) -> list[float]:

@@ -21,7 +21,7 @@ from proxygap.base.progress import Progress
 
 PLAIN_EVERY_S = 5.0
 """Shortest time between two plain lines of one seed that say nothing new but the clocks."""
-WIDE = 110
+WIDE = 120
 """Columns from which the clocks of imagination and learning are shown, too."""
 _STYLES = {"finished": "green", "failed": "bold red", "interrupted": "yellow", "running": "cyan"}
 
@@ -103,8 +103,10 @@ class LiveView:
         clocks = progress.clocks
         parts = [
             f"seed {progress.seed} {progress.state}: {clocks.real_step}/{progress.budget} real steps",
+            f"iteration {clocks.iteration}",
             f"{clocks.imagined_step} imagined",
-            f"{clocks.policy_update} updates",
+            f"{clocks.model_update} model updates",
+            f"{clocks.policy_update} policy updates",
             f"{_number(progress.steps_per_second)} steps/s",
             f"{self._objective} {_number(progress.objective)}",
             f"{self._outcome} {_number(progress.outcome)}",
@@ -115,15 +117,11 @@ class LiveView:
         return ", ".join(parts)
 
     def _table(self) -> RenderableType:
-        title, caption = self._text(self._name), self._text(self._notice or self._question)
+        title = self._text(f"{self._name}: objective = {self._objective}, outcome = {self._outcome}")
+        caption = self._text(self._notice or self._question)
         table = Table(box=box.SIMPLE_HEAD, title=title, caption=caption, pad_edge=False, padding=(0, 1, 0, 0))
         for header in ("seed", "state", "done", *self._numbers):
-            name = {"objective": self._objective, "outcome": self._outcome}.get(header, header)
-            whole = header in ("seed", "state", "real step", "ETA")
-            shown = self._text(name.replace("_", " "))
-            table.add_column(
-                shown, justify="left" if header == "state" else "right", no_wrap=whole, overflow="fold", min_width=4
-            )
+            table.add_column(header, justify="left" if header == "state" else "right", no_wrap=header != "rank corr.")
         for seed in self._seeds:
             table.add_row(*self._row(seed))
         notes = [f"seed {seed}: {self._newest[seed].note}" for seed in self._seeds if self._note(seed)]
@@ -131,7 +129,7 @@ class LiveView:
 
     @property
     def _numbers(self) -> tuple[str, ...]:
-        middle = ("imagined", "updates") if self._console.width >= WIDE else ()
+        middle = ("iteration", "imagined", "model upd.", "policy upd.") if self._console.width >= WIDE else ()
         return ("real step", *middle, "steps/s", "objective", "outcome", "rank corr.", "ETA")
 
     def _note(self, seed: int) -> str:
@@ -140,12 +138,14 @@ class LiveView:
     def _row(self, seed: int) -> list[RenderableType]:
         progress = self._newest.get(seed)
         if progress is None:
-            return [str(seed), "waiting", ProgressBar(completed=0, width=12), *["-" for _ in self._numbers]]
+            return [str(seed), "waiting", ProgressBar(completed=0, width=10), *["-" for _ in self._numbers]]
         clocks = progress.clocks
         shown = {
-            "real step": f"{clocks.real_step:,}",
-            "imagined": f"{clocks.imagined_step:,}",
-            "updates": f"{clocks.policy_update:,}",
+            "real step": _count(clocks.real_step),
+            "iteration": _count(clocks.iteration),
+            "imagined": _count(clocks.imagined_step),
+            "model upd.": _count(clocks.model_update),
+            "policy upd.": _count(clocks.policy_update),
             "steps/s": _number(progress.steps_per_second),
             "objective": _number(progress.objective),
             "outcome": _number(progress.outcome),
@@ -153,7 +153,7 @@ class LiveView:
             "ETA": _duration(progress.eta_s),
         }
         state = Text(progress.state, style=_STYLES.get(progress.state, ""))
-        bar = ProgressBar(total=max(progress.budget, 1), completed=clocks.real_step, width=12)
+        bar = ProgressBar(total=max(progress.budget, 1), completed=clocks.real_step, width=10)
         return [str(seed), state, bar, *(shown[name] for name in self._numbers)]
 
     def _text(self, text: str) -> Text:
@@ -180,9 +180,9 @@ def summary_lines(
     for seed, state in sorted(states.items()):
         reason = reasons.get(seed, "")
         lines.append(f"seed {seed}: {state}{f' ({reason})' if reason else ''}")
-    lines += ["", f"report:  {report}" if report else "report:  none; `proxygap report` writes it from the records"]
-    lines.append(f"folder:  {folder}")
-    lines.append(f"MLflow:  proxygap ui {folder}")
+    lines += ["", f"report: {report}" if report else "report: none; `proxygap report` writes it from the records"]
+    lines.append(f"folder: {folder}")
+    lines.append(f"MLflow: proxygap ui {folder}")
     if undelivered > 0:
         lines.append(f"MLflow lacks {undelivered} readings, the journal has them: proxygap sync {folder}")
     if any(state in ("interrupted", "running") for state in states.values()):
@@ -194,6 +194,10 @@ def _speakable(text: str, console: Console) -> str:
     """One line, without control characters, in letters that the stream can carry."""
     line = "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
     return line.encode(console.encoding, errors="replace").decode(console.encoding)
+
+
+def _count(number: int) -> str:
+    return f"{number:,}" if number < 1_000_000 else f"{number / 1e6:.4g}M"
 
 
 def _number(value: float) -> str:
