@@ -2,7 +2,11 @@
 
 A fixed piece of single-threaded work repeats for as long as the benchmark lasts; each second it is interrupted by one
 reading and one event, written and synced to disk. The shipper, a process of its own, is stopped and continued from
-window to window (SIGSTOP, SIGCONT), so that the same work is timed with it and without it under equal conditions.
+window to window (SIGSTOP, SIGCONT), so that the same work is timed with it and without it under equal conditions;
+continued, it delivers the readings of both windows.
+
+Three shares are added up, as if none of them overlapped: wall clock of writing in the run (without the time that other
+programs kept the core), slowdown of the work (CPU seconds a piece), and CPU seconds of the shipper over all cores.
 """
 
 from __future__ import annotations
@@ -18,15 +22,17 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-from measure import Bound, report
 
+from measure import Bound, report, waited_for_core_s
 from proxygap.base.clock import Clocks
 from proxygap.base.measurement import Direction, Measurement, Reading, Side
 from proxygap.record.folder import ExperimentFolder
 from proxygap.record.journal import Journal
 from proxygap.record.shipper import Shipper
 
-METRICS, PERIOD_S, FLUSH_S, WINDOW_S, WINDOWS = 40, 1.0, 5.0, 10.0, 10
+METRICS, PERIOD_S, FLUSH_S, WINDOW_S, PAIRS, AT_MOST = 40, 1.0, 5.0, 5.0, 12, 0.01
+WRITING, SLOWDOWN, SHIPPING = "writing, in the run", "slowdown beside the shipper", "shipper, of all cores"
+TOGETHER = "recording, all together"
 NAMES = [f"metric_{index}" for index in range(METRICS)]
 
 
@@ -74,10 +80,10 @@ class Window:
             self.pieces += 1
 
     def _record(self, journal: Journal, number: int) -> None:
-        before = time.perf_counter()
+        before, waited = time.perf_counter(), waited_for_core_s()
         journal.write(reading(number))
         journal.event("fitted", {"version": number, "elites": [0, 1, 2]})
-        self.writes_s.append(time.perf_counter() - before)
+        self.writes_s.append(time.perf_counter() - before - (waited_for_core_s() - waited))
 
     @property
     def cpu_s_per_piece(self) -> float:
@@ -93,7 +99,7 @@ def cpu_s(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
-def settle(folder: ExperimentFolder, journal: Journal, shipper: Shipper) -> None:
+def settle(journal: Journal, shipper: Shipper) -> None:
     """Wait until the shipper has imported MLflow, created its database and delivered a first reading."""
     journal.write(reading(0))
     until = time.monotonic() + 90
@@ -103,31 +109,39 @@ def settle(folder: ExperimentFolder, journal: Journal, shipper: Shipper) -> None
 
 
 def measure(root: Path) -> dict[str, list[float]]:
+    """Repeats by name, one for each pair of windows: work alone, then work beside the shipper."""
     folder = experiment_folder(root)
     journal, shipper, work = Journal(folder.seed(0).journal), Shipper(folder, FLUSH_S), fixed_work()
     shipper.start()
-    settle(folder, journal, shipper)
+    settle(journal, shipper)
     process = shipper_process()
-    writes, beside, alone, shipping = [], [], [], []
+    shares: dict[str, list[float]] = {WRITING: [], SLOWDOWN: [], SHIPPING: []}
     try:
-        for number in range(WINDOWS):
-            process.send_signal(signal.SIGCONT if number % 2 else signal.SIGSTOP)
-            before, started = cpu_s(process), time.perf_counter()
-            window = Window(journal, work, 1 + 100 * number)
-            writes += window.writes_s
-            (beside if number % 2 else alone).append(window.cpu_s_per_piece)
-            if number % 2:
-                shipping.append((cpu_s(process) - before) / (time.perf_counter() - started))
+        for pair in range(PAIRS):
+            process.send_signal(signal.SIGSTOP)
+            alone = Window(journal, work, 1 + 200 * pair)
+            process.send_signal(signal.SIGCONT)
+            before = cpu_s(process)
+            beside = Window(journal, work, 101 + 200 * pair)
+            shares[WRITING].append(statistics.mean(beside.writes_s) / PERIOD_S)
+            shares[SLOWDOWN].append(beside.cpu_s_per_piece / alone.cpu_s_per_piece - 1)
+            shares[SHIPPING].append((cpu_s(process) - before) / WINDOW_S / (os.cpu_count() or 1))
     finally:
         process.send_signal(signal.SIGCONT)
         status = shipper.stop()
         journal.close()
-    assert status.lag == 0 and not status.error, status
-    slowdown = [max(0.0, b / a - 1) for a, b in zip(alone, beside, strict=True)]
-    return {"writes": writes, "slowdown": slowdown, "shipping": shipping, "a": alone, "b": beside}
+    assert status.lag == 0, status
+    assert not status.error, status
+    together = sum(max(0.0, statistics.median(each)) for each in shares.values())
+    return shares | {TOGETHER: [together]}
+
+
+def main() -> bool:
+    with tempfile.TemporaryDirectory() as root:
+        shares = measure(Path(root))
+    details = {"metrics": METRICS, "readings_per_s": 1 / PERIOD_S, "delivery_every_s": FLUSH_S, "window_s": WINDOW_S}
+    return report("recording", unit="of the time", samples=shares, claims=[Bound(TOGETHER, AT_MOST)], details=details)
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as root:
-        r = measure(Path(root))
-        for k, v in r.items(): print(k, statistics.median(v), min(v), max(v), len(v))
+    sys.exit(not main())

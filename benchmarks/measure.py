@@ -62,6 +62,12 @@ def interleaved(subjects: Mapping[str, Callable[[], object]], repeats: int) -> d
     return times
 
 
+def waited_for_core_s() -> float:
+    """Seconds that this thread was ready to run while other programs had the core; 0 where the system does not say."""
+    counters = Path("/proc/thread-self/schedstat")  # nanoseconds: on the core, ready but waiting; then time slices
+    return int(counters.read_text().split()[1]) / 1e9 if counters.exists() else 0.0
+
+
 def report(
     name: str, *, unit: str, samples: Samples, claims: Sequence[Ratio | Bound], details: Mapping[str, Any] | None = None
 ) -> bool:

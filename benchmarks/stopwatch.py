@@ -19,6 +19,10 @@ class Stopwatch:
         self._since = 0.0
         self._running = False
 
+    def clear(self) -> None:
+        self.seconds.clear()
+        self.calls.clear()
+
     def start(self) -> None:
         self._running, self._since = True, time.perf_counter()
 
@@ -39,7 +43,7 @@ class Stopwatch:
         def timed(*args: Any, **kwargs: Any) -> Any:
             self._charge()
             self._names.append(name)
-            self.calls[name] += self._running
+            self.calls[name] += self._running  # the calls of the window only
             try:
                 return function(*args, **kwargs)
             finally:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from proxygap.base.errors import InvalidExperiment, TrackerUnavailable
 
-START_S = 90.0
+START_S = 180.0
 """Longest wait for the server's first answer; it may have to migrate its database."""
 GRACE_S = 10.0
 """How long the server may take to end before it is killed."""

@@ -47,6 +47,7 @@ def test_the_public_surface_is_pinned() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+", proxygap.__version__)
 
 
+@pytest.mark.slow
 def test_every_public_name_has_a_home() -> None:
     _fresh("import proxygap\nfor name in proxygap.__all__: assert getattr(proxygap, name) is not None, name")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,12 @@ class Tripwire(gym.Wrapper[Any, Any, Any, Any]):
             time.sleep(0.02)
 
 
-gym.register("Tripwire-v0", entry_point=Tripwire, max_episode_steps=1000)
+def make() -> Tripwire:
+    """Gymnasium takes a wrapper's own class for no environment."""
+    return Tripwire()
+
+
+gym.register("Tripwire-v0", entry_point=make, max_episode_steps=1000)
 
 
 class Wire:
@@ -71,11 +77,13 @@ class Wire:
         """Make the next run wait in mid-run."""
         (self._folder / "hold").touch()
 
-    def await_held(self) -> None:
+    def await_held(self, process: subprocess.Popen[str]) -> None:
         """Until a run waits."""
         until = time.monotonic() + 120
         while not (self._folder / "held").exists():
-            assert time.monotonic() < until, "no run came to the hold"
+            if process.poll() is not None or time.monotonic() > until:
+                process.kill()
+                pytest.fail("the run did not come to the hold:\n" + "\n".join(process.communicate())[-3000:])
             time.sleep(0.02)
 
     def release(self) -> None:

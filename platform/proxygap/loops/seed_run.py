@@ -32,7 +32,7 @@ Stop = Callable[[], bool]
 
 @dataclass
 class Stopwatch:
-    """Seconds spent per activity since the last reading."""
+    """When the run was started or resumed, and the seconds spent since on measuring and on recording."""
 
     started: float
     probe_s: float = 0.0

@@ -31,7 +31,11 @@ class SacLearner(TorchLearner):
         super().build()
         self.settings: SacSettings = self.config.learner_config_dict["settings"]
         self.networks = self.module[DEFAULT_MODULE_ID].unwrapped()
-        action_size = self.networks.action_space.shape[0]
+        networks = self.networks
+        self.actor, self.critics, self.targets = (  # listing them anew would cost a small update a few percent
+            list(part.parameters()) for part in (networks.actor, networks.critics, networks.targets)
+        )
+        action_size = networks.action_space.shape[0]
         target = self.settings.target_entropy
         self.target_entropy = -float(action_size) if target is None else target
         self.noise = torch_generator(
@@ -80,15 +84,12 @@ class SacLearner(TorchLearner):
         return self._summary(totals / max(updates, 1))
 
     def _one_update(self, batch: dict[str, Tensor], noise_2BA: Tensor) -> Tensor:
-        networks = self.networks
-        temperature = networks.log_temperature.detach().exp()
+        temperature = self.networks.log_temperature.detach().exp()
         critic_loss, mean_value = self._step_critics(batch, noise_2BA[0], temperature)
         actor_loss, entropy = self._step_actor(batch["obs"], noise_2BA[1], temperature)
         self._step_temperature(entropy)
         with torch.no_grad():  # Polyak averaging of the targets, algorithm 1, last line
-            torch._foreach_lerp_(
-                list(networks.targets.parameters()), list(networks.critics.parameters()), self.settings.target_rate
-            )
+            torch._foreach_lerp_(self.targets, self.critics, self.settings.target_rate)
         return torch.stack((critic_loss, actor_loss, entropy, temperature, mean_value))
 
     def _step_critics(self, batch: dict[str, Tensor], noise_BA: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
@@ -101,7 +102,7 @@ class SacLearner(TorchLearner):
             target_B = batch["proxy_reward"] + self.settings.discount * going_on_B * soft_value_B  # Eq. 2
         value_2B = networks.critics(batch["obs"], batch["action"])
         loss = 0.5 * (value_2B - target_B).square().mean(dim=-1).sum()  # Eq. 5, both critics
-        self._apply("critics", loss, list(networks.critics.parameters()))
+        self._apply("critics", loss, self.critics)
         return loss.detach(), value_2B.detach().mean()
 
     def _step_actor(self, obs_BO: Tensor, noise_BA: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,7 +110,7 @@ class SacLearner(TorchLearner):
         action_BA, log_prob_B = networks.sample(obs_BO, noise_BA)
         value_B = networks.critics(obs_BO, action_BA).amin(dim=0)
         loss = (temperature * log_prob_B - value_B).mean()  # Eq. 7 with reparameterization
-        self._apply("actor", loss, list(networks.actor.parameters()))
+        self._apply("actor", loss, self.actor)
         return loss.detach(), -log_prob_B.detach().mean()
 
     def _step_temperature(self, entropy: Tensor) -> None:

@@ -119,9 +119,9 @@ class LiveView:
     def _table(self) -> RenderableType:
         title = self._text(f"{self._name}: objective = {self._objective}, outcome = {self._outcome}")
         caption = self._text(self._notice or self._question)
-        table = Table(box=box.SIMPLE_HEAD, title=title, caption=caption, pad_edge=False, padding=(0, 1, 0, 0))
+        table = Table(box=box.SIMPLE_HEAD, title=title, caption=caption, padding=0)
         for header in ("seed", "state", "done", *self._numbers):
-            table.add_column(header, justify="left" if header == "state" else "right", no_wrap=header != "rank corr.")
+            table.add_column(header, justify="left" if header == "state" else "right", no_wrap=True)
         for seed in self._seeds:
             table.add_row(*self._row(seed))
         notes = [f"seed {seed}: {self._newest[seed].note}" for seed in self._seeds if self._note(seed)]
@@ -129,8 +129,8 @@ class LiveView:
 
     @property
     def _numbers(self) -> tuple[str, ...]:
-        middle = ("iteration", "imagined", "model upd.", "policy upd.") if self._console.width >= WIDE else ()
-        return ("real step", *middle, "steps/s", "objective", "outcome", "rank corr.", "ETA")
+        middle = ("iter", "imagined", "model upd.", "policy upd.") if self._console.width >= WIDE else ()
+        return ("real step", *middle, "steps/s", "objective", "outcome", "corr.", "ETA")
 
     def _note(self, seed: int) -> str:
         return self._newest[seed].note if seed in self._newest else ""
@@ -138,22 +138,22 @@ class LiveView:
     def _row(self, seed: int) -> list[RenderableType]:
         progress = self._newest.get(seed)
         if progress is None:
-            return [str(seed), "waiting", ProgressBar(completed=0, width=10), *["-" for _ in self._numbers]]
+            return [str(seed), "waiting", ProgressBar(completed=0, width=9), *["-" for _ in self._numbers]]
         clocks = progress.clocks
         shown = {
             "real step": _count(clocks.real_step),
-            "iteration": _count(clocks.iteration),
+            "iter": _count(clocks.iteration),
             "imagined": _count(clocks.imagined_step),
             "model upd.": _count(clocks.model_update),
             "policy upd.": _count(clocks.policy_update),
             "steps/s": _number(progress.steps_per_second),
             "objective": _number(progress.objective),
             "outcome": _number(progress.outcome),
-            "rank corr.": _signed(progress.correlation),
+            "corr.": _signed(progress.correlation),
             "ETA": _duration(progress.eta_s),
         }
         state = Text(progress.state, style=_STYLES.get(progress.state, ""))
-        bar = ProgressBar(total=max(progress.budget, 1), completed=clocks.real_step, width=10)
+        bar = ProgressBar(total=max(progress.budget, 1), completed=clocks.real_step, width=9)
         return [str(seed), state, bar, *(shown[name] for name in self._numbers)]
 
     def _text(self, text: str) -> Text:
