@@ -118,6 +118,7 @@ def run_window(experiment: Experiment, watch: Stopwatch, periods: int) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         SeedRun(experiment, 0, SeedFolder(Path(folder), 0), on_progress, lambda: over).execute()
+    assert over, f"the window from step {first} to {last} must begin and end with an iteration, within the budget"
 
 
 def print_profile(name: str, watch: Stopwatch) -> None:

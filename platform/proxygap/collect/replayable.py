@@ -7,12 +7,14 @@ Shape legend: O observation size, A action size, T steps of the running episode.
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from proxygap.base.errors import CheckpointRefused, NonFiniteValue
+from proxygap.base.errors import CheckpointRefused, NonFiniteValue, RunFailed
 from proxygap.base.protocols import State
 from proxygap.base.records import Float32, Transitions
 from proxygap.base.seeds import derived_seed
@@ -61,6 +63,7 @@ class ReplayableEnv:
 
         Raises:
             NonFiniteValue: when the action, the observation or the reward is NaN or infinite.
+            RunFailed: when the environment itself raised; the error names episode and step.
             ValueError: for an action of another shape or outside [-1, 1].
         """
         obs_O, episode, step = self._obs, self._episode, self.step_in_episode
@@ -117,16 +120,31 @@ class ReplayableEnv:
     def _start(self, episode: int) -> None:
         seed = derived_seed(self._seed, f"{self._component}/episode/{episode}") % 2**31
         self._episode, self._actions = episode, list[Float32]()
-        self._obs, _ = self._env.reset(seed=seed)
+        with self._crashes_named():
+            self._obs, _ = self._env.reset(seed=seed)
         self._require_finite(self._obs, "first observation")
 
     def _advance(self, action_A: Float32) -> tuple[float, bool, bool]:
         self._actions.append(action_A)
-        self._obs, reward, terminated, truncated, _ = self._env.step(action_A)
+        with self._crashes_named():
+            self._obs, reward, terminated, truncated, _ = self._env.step(action_A)
         self._require_finite(self._obs, "observation")
         if not math.isfinite(reward):
             self._refuse("reward", reward)
         return float(reward), bool(terminated), bool(truncated)
+
+    @contextlib.contextmanager
+    def _crashes_named(self) -> Iterator[None]:
+        """Whatever the environment's own code raises fails this run, and no other."""
+        try:
+            yield
+        except Exception as crash:
+            raise RunFailed(
+                f"the environment raised {type(crash).__name__} at episode {self._episode}, "
+                f"step {self.step_in_episode}: {crash}",
+                field=f"{self._task.name} ({self._component})",
+                remedy="Fix the environment, or choose another task",
+            ) from crash
 
     def _checked_action(self, action_A: Float32) -> Float32:
         """A copy that the caller cannot change later."""

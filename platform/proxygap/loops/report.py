@@ -24,6 +24,10 @@ from proxygap.report.records import EventRecord, ReportInput, SeedRecord
 from proxygap.report.verdict import judge
 
 
+ROUTINE = frozenset({"fitted"})
+"""Events of every run, which only the journal keeps."""
+
+
 def make_report(folder: Path) -> tuple[Path, str]:
     """Write the report of an experiment's folder.
 
@@ -131,7 +135,9 @@ def _seed_records(place: ExperimentFolder, experiment: Experiment) -> tuple[Seed
 
 
 def _events(journals: dict[int, list[Row]]) -> list[EventRecord]:
-    events = [(row.time_ms, seed, row) for seed, rows in journals.items() for row in rows if isinstance(row, EventRow)]
+    """What happened besides the ordinary, in order of time."""
+    rows = [(seed, row) for seed, rows in journals.items() for row in rows if isinstance(row, EventRow)]
+    events = [(row.time_ms, seed, row) for seed, row in rows if row.kind not in ROUTINE]
     return [EventRecord(seed, row.kind, row.clocks.real_step, row.detail) for _, seed, row in sorted(events, key=_time)]
 
 

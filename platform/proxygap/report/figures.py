@@ -109,8 +109,8 @@ def scatter(analysis: Analysis) -> Drawing | str:
     axes.set_xlabel(_axis(link), color=COLORS["objective"])
     axes.set_ylabel(_outcome_axis(analysis), color=COLORS["outcome"])
     if 1 < len(link.pairs) <= 5:
-        style = {"handletextpad": 0.1, "columnspacing": 1.0, "borderaxespad": 0.2}
-        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(link.pairs), fontsize=9, **style)
+        style = {"handletextpad": 0.1, "columnspacing": 1.0}
+        figure.legend(loc="outside lower center", ncols=len(link.pairs), fontsize=9, **style)
     outside = _focus(axes.set_xlim, np.concatenate([one.objective_T for one in link.pairs]))
     axes.set_title(f"Spearman {interval_text(link.pooled['spearman'])},  n = {link.evaluations}")
     caption = (

@@ -1,0 +1,80 @@
+"""What a person sees: the report, and the run on MLflow's own pages, in headless Chromium."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.loops.command import Command
+from tests.ui.browser import Page
+
+pytestmark = [pytest.mark.ui, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+OBJECTIVE, OUTCOME = "objective/held_out_log_likelihood", "outcome/return"
+
+
+def run_ids(command: Command) -> dict[str, str]:
+    runs = json.loads((command.run_folder.path / "tracking.json").read_text())["runs"]
+    return {name: position["run_id"] for name, position in runs.items()}
+
+
+def hosts_asked(page: Page) -> set[str]:
+    addresses = map(urlsplit, page.requests)
+    return {address.netloc for address in addresses if address.scheme in ("http", "https", "ws", "wss")}
+
+
+def test_the_report_answers_first_shows_figures_and_asks_nobody(finished: Command, page: Page, shots: Path) -> None:
+    page.open((finished.run_folder.report / "report.html").as_uri())
+    text = page.wait_for("Objective against outcome", "Does it run?")
+    page.screenshot(shots / "report.png")
+    verdict = page.evaluate("document.querySelector('.verdict').innerText")
+    assert text.lstrip().startswith(verdict)
+    assert "Spearman" in verdict
+    drawn = page.evaluate(
+        "[...document.querySelectorAll('figure svg, figure img')].map(each => { const box = "
+        "each.getBoundingClientRect(); return [box.width, box.height, each.querySelectorAll('path').length] })"
+    )
+    assert len(drawn) >= 4
+    assert all(width > 300 and height > 100 and paths > 10 for width, height, paths in drawn), drawn
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "it scrolls sideways"
+    assert hosts_asked(page) == set()
+    assert page.errors == []
+
+
+def test_the_ui_opens_on_the_runs_of_the_experiment(finished: Command, ui: str, page: Page, shots: Path) -> None:
+    page.open(ui)
+    page.wait(f"document.querySelector('a[href*=\"{run_ids(finished)['parent']}\"]')")
+    page.screenshot(shots / "runs.png")
+    assert "small" in page.wait_for("3 matching runs")
+    assert {host.split(":")[0] for host in hosts_asked(page)} == {"127.0.0.1"}
+
+
+def test_a_runs_page_has_both_sides_and_the_parents_has_the_report(
+    finished: Command, ui: str, page: Page, shots: Path
+) -> None:
+    base, ids = ui.partition("?")[0].removesuffix("/runs"), run_ids(finished)
+    page.open(f"{base}/runs/{ids['0']}")
+    page.wait_for("small/seed-0", OBJECTIVE, OUTCOME)
+    page.screenshot(shots / "run.png")
+    page.open(f"{base}/runs/{ids['parent']}/artifacts/report/report.html")
+    page.wait_for("report/report.html", "experiment.yaml", "provenance.json")
+    page.wait("document.querySelector('iframe')?.getBoundingClientRect().height > 300")
+    page.screenshot(shots / "artifacts.png")
+
+
+def test_a_scatter_of_both_sides_can_be_chosen(finished: Command, ui: str, page: Page, shots: Path) -> None:
+    address, ids = urlsplit(ui), run_ids(finished)
+    chosen = json.dumps([ids["0"], ids["1"]])
+    page.open(f'{address.scheme}://{address.netloc}/#/compare-runs?runs={chosen}&experiments=["1"]')
+    page.click("Scatter Plot")
+    page.wait_for("X-axis:", "Y-axis:")
+    page.click("collect.cpus_per_runner")
+    page.click(OBJECTIVE)
+    page.click("clock/imagined_step")
+    page.click(OUTCOME)
+    for axis, key in (("xtitle", OBJECTIVE), ("ytitle", OUTCOME)):
+        page.wait(f"document.querySelector('.{axis}')?.textContent === '{key}'")
+    assert page.evaluate("document.querySelectorAll('.scatterlayer .point').length") == 2
+    page.screenshot(shots / "scatter.png")
