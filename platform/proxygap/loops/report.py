@@ -23,7 +23,6 @@ from proxygap.report.html import write_report
 from proxygap.report.records import EventRecord, ReportInput, SeedRecord
 from proxygap.report.verdict import judge
 
-
 ROUTINE = frozenset({"fitted"})
 """Events of every run, which only the journal keeps."""
 
