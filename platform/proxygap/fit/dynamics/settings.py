@@ -40,7 +40,7 @@ class GaussianEnsembleSettings(Settings):
     patience: PositiveInt = 5
     """Epochs without a relative gain of ``min_gain`` after which a member stops."""
     min_gain: float = Field(default=0.01, ge=0.0, lt=1.0)
-    """Relative improvement of the held-out loss that counts as a gain."""
+    """Relative improvement of a member's held-out squared error that counts as a gain."""
     max_epochs: PositiveInt = 200
     """Hard limit of one fit."""
     threads: PositiveInt = 1

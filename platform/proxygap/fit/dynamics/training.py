@@ -14,7 +14,9 @@ import torch
 from numpy.typing import NDArray
 
 from proxygap.base.errors import NonFiniteValue
+from proxygap.base.protocols import DynamicsLoss
 from proxygap.base.seeds import derived_seed
+from proxygap.fit.dynamics.losses import SquaredError
 from proxygap.fit.dynamics.network import LANES, Weights, forward, pad_rows, padded_storage, row_weights, storage_view
 from proxygap.fit.dynamics.settings import GaussianEnsembleSettings
 
@@ -65,8 +67,21 @@ def member_loss(
 
     ``rows_MB`` holds rows with the members in front: (M, B, I), (M, B, T), (M, B).
     """
+    return _data_loss(settings.loss, weights, rows_MB, weight_MB)
+
+
+def held_out_loss(weights: Weights, rows_MB: Rows, weight_MB: torch.Tensor) -> torch.Tensor:
+    """What stops a member and makes it an elite, (M,): its squared error (MBPO's released code), and termination's.
+
+    The likelihood of held-out rows would let a single surprising transition decide: members then never leave the
+    cautious weights of an early fit (seen on InvertedPendulum-v5; `docs/decisions.md`).
+    """
+    return _data_loss(SquaredError(), weights, rows_MB, weight_MB)
+
+
+def _data_loss(loss: DynamicsLoss, weights: Weights, rows_MB: Rows, weight_MB: torch.Tensor) -> torch.Tensor:
     output = forward(weights, rows_MB.input_NI)
-    loss_M = settings.loss(output.mean, output.log_var, rows_MB.target_NT, weight_MB)
+    loss_M = loss(output.mean, output.log_var, rows_MB.target_NT, weight_MB)
     if output.logit is not None and rows_MB.terminated_N is not None:
         entropy_MB = torch.nn.functional.binary_cross_entropy_with_logits(
             output.logit, rows_MB.terminated_N, reduction="none"
@@ -112,6 +127,10 @@ class Stack:
         """`member_loss` of the current parameters."""
         return member_loss(self._settings, self._leaves, rows_MB, weight_MB)
 
+    def held_out_loss(self, rows_MB: Rows, weight_MB: torch.Tensor) -> torch.Tensor:
+        """`held_out_loss` of the current parameters."""
+        return held_out_loss(self._leaves, rows_MB, weight_MB)
+
     def step(self, rows_MB: Rows, weight_MB: torch.Tensor) -> None:
         """One gradient step of every member on its own rows."""
         bounds = self._leaves["max_log_var"].sum() - self._leaves["min_log_var"].sum()
@@ -136,21 +155,17 @@ class Stack:
 class _Patience:
     """Early stopping of one member: keeps the best loss; stops after ``patience`` epochs without a real gain.
 
-    The best counts from the starting weights, the gain from the first epoch on: the first steps of a fresh Adam
-    unsettle weights that were good already, and a member must be let past that.
-
-    The Gaussian likelihood is the logarithm of a squared scale, so there a difference of ``min_gain`` *is* a relative
-    gain of that size; for other losses the gain is taken relative to the loss.
+    Counting begins with the first epoch, not with the starting weights (MBPO's released code): the first steps of a
+    fresh Adam unsettle weights that were good already, and a member must be let past that.
     """
 
-    def __init__(self, settings: GaussianEnsembleSettings, loss: float) -> None:
-        self._settings, self.best, self._mark, self._idle, self.epochs = settings, loss, math.inf, 0, 0
+    def __init__(self, settings: GaussianEnsembleSettings) -> None:
+        self._settings, self.best, self._mark, self._idle, self.epochs = settings, math.inf, math.inf, 0, 0
 
     def improves(self, loss: float) -> bool:
         """Count an epoch; whether it is the best so far."""
         self.epochs += 1
-        unit = 1.0 if self._settings.loss.kind == "likelihood" else abs(self._mark)
-        gained = self.epochs == 1 or self._mark - loss > self._settings.min_gain * unit
+        gained = self.epochs == 1 or self._mark - loss > self._settings.min_gain * self._mark
         self._mark, self._idle = (loss, 0) if gained else (self._mark, self._idle + 1)
         better, self.best = loss < self.best, min(loss, self.best)
         return better
@@ -207,7 +222,7 @@ def across_members(rows: Rows, members: int) -> tuple[Rows, torch.Tensor]:
 
 def _scores(stack: Stack, held_out: Rows, names: Sequence[int], epoch: int) -> list[float]:
     with torch.no_grad():
-        losses = [float(loss) for loss in stack.loss(*across_members(held_out, stack.members)).cpu()]
+        losses = [float(loss) for loss in stack.held_out_loss(*across_members(held_out, stack.members)).cpu()]
     for name, loss in zip(names, losses, strict=True):
         if not np.isfinite(loss):
             raise NonFiniteValue(
@@ -229,7 +244,7 @@ def train(
 ) -> Trained:
     """Train until every member has stopped; return each member's best weights on held-out rows.
 
-    The starting weights compete as epoch 0. A member that has stopped leaves the stack: it costs nothing more, and what
+    A member that has stopped leaves the stack: it costs nothing more, and what
     it does or does not do never touches the others.
 
     Raises:
@@ -237,8 +252,7 @@ def train(
     """
     stack, batches, active = Stack(settings, weights), _Batches(settings, training, rngs), list(range(len(rngs)))
     best = stack.weights()
-    first = _scores(stack, held_out, member_ids, 0)
-    patience = [_Patience(settings, loss) for loss in first]
+    patience = [_Patience(settings) for _ in rngs]
     updates = 0
     while active:
         for index_AB in batches.epoch():
