@@ -91,7 +91,8 @@ def experiment_page(base: str, name: str) -> str:
         with urllib.request.urlopen(  # noqa: S310
             f"{base}/api/2.0/mlflow/experiments/get-by-name?{query}", timeout=10
         ) as answer:
-            return f"{base}/#/experiments/{json.load(answer)['experiment']['experiment_id']}"
+            number = json.load(answer)["experiment"]["experiment_id"]
+            return f"{base}/#/experiments/{number}/runs?workflowType=machine_learning"  # not MLflow's page for agents
     except (OSError, ValueError, KeyError):
         return f"{base}/"
 

@@ -68,7 +68,7 @@ def test_the_pages_open_on_the_experiment_and_end_with_the_command(tmp_path: Pat
     assert child.stdout is not None
     page = child.stdout.readline().strip()
     assert page.startswith("http://127.0.0.1:")
-    assert page.endswith(f"/#/experiments/{number}")
+    assert page.endswith(f"/#/experiments/{number}/runs?workflowType=machine_learning")
     with urllib.request.urlopen(page.partition("#")[0], timeout=10) as answer:
         assert b"<html" in answer.read()
 

@@ -14,7 +14,7 @@ from proxygap.loops.seed_run import OnProgress, Stop
 from proxygap.loops.seeds import run_seeds
 from proxygap.loops.session import ray_session, starts_here
 from proxygap.record.delivery import pending
-from proxygap.record.folder import ExperimentFolder, RunState
+from proxygap.record.folder import ExperimentFolder, RunState, check_writable
 from proxygap.record.provenance import provenance
 from proxygap.record.shipper import Shipper
 from proxygap.record.tracker import redacted, tracking_uri
@@ -90,6 +90,7 @@ def _execute(
 ) -> RunSummary:
     experiment.check()
     uri = tracking_uri(experiment.record.tracking_uri, folder.path.parent)
+    check_writable(folder.path.parent)
     if starts_here():
         check_resources(experiment)
     with ray_session():

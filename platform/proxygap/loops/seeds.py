@@ -40,7 +40,7 @@ def _finished(place: SeedFolder) -> bool:
 def _run_here(experiment: Experiment, place: SeedFolder, on_progress: OnProgress, stop: Stop) -> None:
     try:
         SeedRun(experiment, place.seed, place, on_progress, stop).execute()
-    except (ProxyGapError, RayError, RuntimeError, ValueError, ArithmeticError, OSError) as error:
+    except Exception as error:
         log.exception("seed %d failed", place.seed)
         place.set_status(RunState.FAILED, _reason(error))
 

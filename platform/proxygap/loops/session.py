@@ -22,8 +22,8 @@ def starts_here() -> bool:
 def ray_session() -> Iterator[None]:
     """Ray for the length of a block.
 
-    ``RAY_ADDRESS`` names a cluster to join. Without it a local Ray starts on loopback, quiet, with no dashboard; it
-    ends with the block. A session that is up already is used as it is and left alone.
+    ``RAY_ADDRESS`` names a cluster to join. Without it a local Ray starts, quiet, without a dashboard and with Ray's
+    token authentication on (its default); it ends with the block. A session that is up already is used and left alone.
     """
     if ray.is_initialized():
         yield
@@ -33,7 +33,7 @@ def ray_session() -> Iterator[None]:
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     joined = os.environ.get("RAY_ADDRESS")
-    own = {} if joined else {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    own = {} if joined else {"include_dashboard": False}
     ray.init(address=joined or "local", logging_level=logging.WARNING, log_to_driver=False, **own)
     try:
         yield

@@ -15,6 +15,7 @@ OBJECTIVES: dict[str, dict[str, str]] = {
         "held_out_log_likelihood": "Log-likelihood of held-out transitions under the model, nats per transition.",
         "on_policy_log_likelihood": "Log-likelihood of the newest evaluation episodes, which no model was fitted to.",
         "held_out_mse": "Squared error of the model on held-out transitions, in units of their variance.",
+        "on_policy_mse": "The same on the newest evaluation episodes, which no model was fitted to.",
         "k_step_error": "Error of the longest open-loop prediction on the newest evaluation episodes.",
         "disagreement": "Spread of the members' mean predictions on the newest evaluation episodes.",
         "imagined_return": "Undiscounted return of the deterministic policy inside the model.",

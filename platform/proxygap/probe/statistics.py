@@ -100,8 +100,9 @@ def pooled_correlation(
 ) -> Interval:
     """Mean over seeds of the correlation within each seed, so that differences between seeds cannot make or hide one.
 
-    Each seed is a stratum, resampled in moving blocks of `default_block_length`. Seeds without a correlation of their
-    own (too short, constant) are left out and named in ``reason``. ``samples`` counts pairs over all seeds used.
+    The bootstrap has two stages: seeds are drawn with replacement, and within each the pairs in moving blocks of
+    `default_block_length`; seeds that disagree therefore widen the interval. Seeds without a correlation of their own
+    (too short, constant) are left out and named in ``reason``. ``samples`` counts pairs over all seeds used.
     """
     clean = [finite_pairs(x, y) for x, y in pairs]
     usable = [(x_N, y_N) for x_N, y_N, _ in clean if not _obstacle(x_N, y_N)]
@@ -109,17 +110,21 @@ def pooled_correlation(
     if not usable:
         reasons = sorted({_obstacle(x_N, y_N) for x_N, y_N, _ in clean}) or ["no seed was measured"]
         return Interval(math.nan, math.nan, math.nan, confidence, 0, dropped, "; ".join(reasons))
-    draws_SR = [
-        correlation_rows(x_N, y_N, resample_rows(len(x_N), resamples, rng, default_block_length(len(x_N))), method)
-        for x_N, y_N in usable
-    ]
+    draws_SR = np.stack(
+        [
+            correlation_rows(x_N, y_N, resample_rows(len(x_N), resamples, rng, default_block_length(len(x_N))), method)
+            for x_N, y_N in usable
+        ]
+    )
+    seed_SR = rng.integers(0, len(usable), draws_SR.shape)
     estimate = float(np.mean([_correlation(x_N, y_N, method) for x_N, y_N in usable]))
     left_out = len(clean) - len(usable)
     note = f"{left_out} of {len(clean)} seeds had no correlation of their own" if left_out else ""
     samples = sum(len(x_N) for x_N, _ in usable)
     blocks = sum(len(x_N) // default_block_length(len(x_N)) for x_N, _ in usable)
     level = expanded_level(confidence, blocks)
-    return _interval(estimate, np.mean(draws_SR, axis=0), confidence, samples, dropped, note, level=level, pairs=True)
+    pooled_R = np.take_along_axis(draws_SR, seed_SR, axis=0).mean(axis=0)
+    return _interval(estimate, pooled_R, confidence, samples, dropped, note, level=level, pairs=True)
 
 
 def iqm(values: ArrayLike) -> float:

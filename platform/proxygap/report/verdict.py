@@ -20,6 +20,7 @@ _LABELS = {
     "held_out_log_likelihood": "held-out log-likelihood",
     "on_policy_log_likelihood": "on-policy log-likelihood",
     "held_out_mse": "held-out squared error",
+    "on_policy_mse": "on-policy squared error",
     "k_step_error": "k-step error",
     "disagreement": "member disagreement",
     "value_estimate": "value estimate of the critics",
