@@ -90,9 +90,9 @@ def _execute(
 ) -> RunSummary:
     experiment.check()
     uri = tracking_uri(experiment.record.tracking_uri, folder.path.parent)
-    check_writable(folder.path.parent)
     if starts_here():
         check_resources(experiment)
+    check_writable(folder.path.parent)
     with ray_session():
         if isinstance(stop, Reinstallable):  # ray.init puts its own handler on SIGTERM
             stop.reinstall()
