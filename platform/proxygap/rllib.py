@@ -61,10 +61,16 @@ def local_runner(algorithm: Any) -> Any | None:
     return None if group.num_remote_env_runners() else group.local_env_runner
 
 
-def module_weights(state: Any) -> Any:
-    """The default module's weights out of an EnvRunner state, fetched if they are a reference."""
+def module_weights(state: Any) -> Any | None:
+    """The default module's weights out of an EnvRunner state, or None when it carries none.
+
+    RLlib sends the state, or the weights in it, by value or by reference; a nested reference arrives as one.
+    """
+    weights = _fetched(_fetched(state).get("rl_module"))
+    return weights if weights is None else weights.get(DEFAULT_MODULE_ID, weights)
+
+
+def _fetched(value: Any) -> Any:
     import ray
 
-    weights = state["rl_module"]
-    weights = ray.get(weights) if isinstance(weights, ray.ObjectRef) else weights
-    return weights.get(DEFAULT_MODULE_ID, weights)
+    return ray.get(value) if isinstance(value, ray.ObjectRef) else value

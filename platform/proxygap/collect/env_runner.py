@@ -83,10 +83,11 @@ class StepRunner(EnvRunner, Checkpointable):
         """RLlib's state: empty, because weights flow from the Learner; see `part_state` for checkpoints."""
         return {}
 
-    def set_state(self, state: dict[str, Any]) -> None:
+    def set_state(self, state: Any) -> None:
         """Take new weights from the Learner."""
-        if "rl_module" in state:
-            self.module.set_state(module_weights(state))
+        weights = module_weights(state)
+        if weights is not None:
+            self.module.set_state(weights)
 
     def part_state(self) -> State:
         """Environments in mid-episode and the position of the exploration noise."""

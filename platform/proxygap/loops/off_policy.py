@@ -112,11 +112,9 @@ class OffPolicy(SAC):
     def collect(self) -> None:
         """Take real steps and keep them."""
         options = {"steps": self.experiment.loop.steps_per_sample, "random": not self.warm}
-        if self.runner is not None:
-            self.keep(self.runner.sample(**options))
-            return
-        self.env_runner_group.sync_weights(from_worker_or_learner_group=self.learner_group, inference_only=True)
-        self.keep(self._sample_remotely(options))
+        if self.runner is None or self.learner is None:
+            self.env_runner_group.sync_weights(from_worker_or_learner_group=self.learner_group, inference_only=True)
+        self.keep(self._sample_remotely(options) if self.runner is None else self.runner.sample(**options))
 
     def _sample_remotely(self, options: dict[str, Any]) -> Transitions:
         """Exactly the steps asked for: a runner that died is restarted and asked again, a surplus step is dropped."""
