@@ -42,6 +42,7 @@ __all__ = [
     "local_learner",
     "local_runner",
     "module_weights",
+    "push_weights",
 ]
 
 
@@ -59,6 +60,18 @@ def local_runner(algorithm: Any) -> Any | None:
     """The EnvRunner in this process when it is the one that samples, or None."""
     group = algorithm.env_runner_group
     return None if group.num_remote_env_runners() else group.local_env_runner
+
+
+def push_weights(algorithm: Any, timeout_s: float) -> None:
+    """Give every EnvRunner the Learner's newest weights, and wait: RLlib's own call drops them for a busy runner."""
+    import ray
+
+    state = algorithm.learner_group.get_state(components=["learner/rl_module"], inference_only=True)["learner"]
+    kwargs = {"state": ray.put({"rl_module": state["rl_module"]})}
+    here = local_runner(algorithm) is not None
+    algorithm.env_runner_group.foreach_env_runner(
+        "set_state", kwargs=kwargs, local_env_runner=here, timeout_seconds=timeout_s
+    )
 
 
 def module_weights(state: Any) -> Any | None:

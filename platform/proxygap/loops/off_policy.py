@@ -21,7 +21,7 @@ from proxygap.collect.replay import Replay
 from proxygap.optimize.sac_learner import SacLearner
 from proxygap.optimize.sac_module import SacModule
 from proxygap.probe.objective import value_estimate
-from proxygap.rllib import SAC, RLModuleSpec, SACConfig, learner_batch, local_learner, local_runner
+from proxygap.rllib import SAC, RLModuleSpec, SACConfig, learner_batch, local_learner, local_runner, push_weights
 
 if TYPE_CHECKING:
     from proxygap.base.measurement import Measurement
@@ -113,7 +113,7 @@ class OffPolicy(SAC):
         """Take real steps and keep them."""
         options = {"steps": self.experiment.loop.steps_per_sample, "random": not self.warm}
         if self.runner is None or self.learner is None:
-            self.env_runner_group.sync_weights(from_worker_or_learner_group=self.learner_group, inference_only=True)
+            push_weights(self, self.config.sample_timeout_s)
         self.keep(self._sample_remotely(options) if self.runner is None else self.runner.sample(**options))
 
     def _sample_remotely(self, options: dict[str, Any]) -> Transitions:
