@@ -67,10 +67,12 @@ def push_weights(algorithm: Any, timeout_s: float) -> None:
     import ray
 
     state = algorithm.learner_group.get_state(components=["learner/rl_module"], inference_only=True)["learner"]
-    kwargs = {"state": ray.put({"rl_module": state["rl_module"]})}
-    here = local_runner(algorithm) is not None
+    weights, runner = {"rl_module": state["rl_module"]}, local_runner(algorithm)
+    if runner is not None:
+        runner.set_state(weights)
+        return
     algorithm.env_runner_group.foreach_env_runner(
-        "set_state", kwargs=kwargs, local_env_runner=here, timeout_seconds=timeout_s
+        "set_state", kwargs={"state": ray.put(weights)}, local_env_runner=False, timeout_seconds=timeout_s
     )
 
 
