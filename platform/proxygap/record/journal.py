@@ -44,7 +44,7 @@ class Journal:
         self._acquire()
         try:
             self._open()
-        except BaseException:
+        except BaseException:  # whatever it was, the lock is given back; it is raised again
             self.close()
             raise
 
