@@ -2,18 +2,19 @@
 
 The map, in the order in which the data flows:
 
-=============  ====================================================================
+=============  ==============================================================================================
 ``base``       nouns that every stage shares: records, protocols, clocks, seeds
-``collect``    real experience in: tasks, environment runners, replay, datasets
+``collect``    real experience and labels in: tasks, environment runners, annotators, replay, datasets
 ``fit``        models learn from the data
 ``imagine``    roll a fitted model forward
-``optimize``   raise the judged reward: RLlib Learners and RLModules
+``judge``      scores become one training reward
+``optimize``   raise the judged reward: RLlib Learners and RLModules, best-of-n, the exact optimum
 ``probe``      measure objective and outcome, change nothing
 ``record``     keep every measurement: journal first, MLflow second
 ``report``     measurements in, tables and figures out
 ``serve``      Ray actors around the models
 ``loops``      one readable file per loop, and the driver that runs it
-=============  ====================================================================
+=============  ==============================================================================================
 
 Importing this package loads neither torch nor Ray.
 """

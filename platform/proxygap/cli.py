@@ -21,12 +21,13 @@ from urllib.parse import urlsplit
 import click
 
 from proxygap import __version__
-from proxygap.base.errors import ProxyGapError, RunFailed, TrackerUnavailable
+from proxygap.base.errors import Interrupted, ProxyGapError, RunFailed, TrackerUnavailable
 from proxygap.lookup import catalog, find_run
 
 if TYPE_CHECKING:
     from proxygap.experiment import Experiment
     from proxygap.loops.run import RunSummary
+    from proxygap.study import Study
 
 HINT = "This is a defect of ProxyGap: please report it with the lines above and the output of `proxygap doctor`."
 _JSON = "proxygap.as_json"
@@ -73,6 +74,9 @@ _root_option = click.option(
 )
 _file_argument = click.argument("file", type=click.Path(path_type=Path))
 _overrides_argument = click.argument("overrides", nargs=-1, metavar="[SECTION.FIELD=VALUE]...")
+_variant_option = click.option(
+    "--variant", "only", multiple=True, metavar="NAME", help="Only this variant of the file; may be repeated."
+)
 _run_argument = click.argument("run_folder", metavar="[RUN]", required=False)
 
 
@@ -97,23 +101,29 @@ def main() -> None:
 @_file_argument
 @_overrides_argument
 @click.option("--fresh", is_flag=True, help="Start again in a new folder instead of continuing.")
+@_variant_option
 @_json_option
 @click.pass_context
-def run(ctx: click.Context, file: Path, overrides: tuple[str, ...], fresh: bool, as_json: bool) -> None:
+def run(
+    ctx: click.Context, file: Path, overrides: tuple[str, ...], fresh: bool, only: tuple[str, ...], as_json: bool
+) -> None:
     """Run an experiment file, or continue it where it was left.
 
-    Ctrl-C and SIGTERM stop it at a checkpoint; a second one ends it at once.
+    A file with variants runs each of them, then compares them on one page. Ctrl-C and SIGTERM stop a run at a
+    checkpoint; a second one ends it at once.
     """
-    from proxygap.experiment import load_experiment
+    from proxygap.study import load_study
 
-    experiment = load_experiment(file, overrides)
-
-    def start(**watch: Any) -> RunSummary:
-        from proxygap.loops.run import run as execute
-
-        return execute(experiment, fresh=fresh, **watch)
-
-    ctx.exit(_watch(experiment, start, as_json))
+    study = load_study(file, overrides, only)
+    for experiment in study.experiments.values():
+        experiment.check()
+    if not study.compared:
+        (experiment,) = study.experiments.values()
+        code, summary = _watch(experiment, _starter(experiment, fresh), as_json)
+        if as_json:
+            _answer(_summary_document(summary))
+        ctx.exit(code)
+    ctx.exit(_run_variants(study, fresh, as_json))
 
 
 @commands.command()
@@ -134,11 +144,56 @@ def resume(ctx: click.Context, run_folder: str | None, root: Path, as_json: bool
 
         return execute(folder, **watch)
 
-    ctx.exit(_watch(experiment, start, as_json))
+    code, summary = _watch(experiment, start, as_json)
+    if as_json:
+        _answer(_summary_document(summary))
+    ctx.exit(code)
 
 
-def _watch(experiment: Experiment, start: Callable[..., RunSummary], as_json: bool) -> int:
-    """Run with progress on the screen; returns the exit code."""
+def _starter(experiment: Experiment, fresh: bool) -> Callable[..., RunSummary]:
+    def start(**watch: Any) -> RunSummary:
+        from proxygap.loops.run import run as execute
+
+        return execute(experiment, fresh=fresh, **watch)
+
+    return start
+
+
+def _run_variants(study: Study, fresh: bool, as_json: bool) -> int:
+    """Run each variant, then compare them; an interruption ends the study where it is, to be continued."""
+    from proxygap.loops.report import make_comparison
+    from proxygap.loops.session import ray_session
+
+    told: dict[str, Any] = {}
+    folders, worst, page = [], 0, None
+    session = ray_session if any(one.needs_ray for one in study.experiments.values()) else contextlib.nullcontext
+    with _only_answers(as_json), session():
+        for name, experiment in study.experiments.items():
+            code, summary = _watch(experiment, _starter(experiment, fresh), as_json)
+            told[name] = _summary_document(summary)
+            done = code in (0, RunFailed.exit_code)
+            folders += [summary.folder] if done else []
+            if summary.interrupted and not (done and len(folders) == len(study.experiments)):
+                worst = Interrupted.exit_code if done else code  # a signal after the last step is not in its code
+                break
+            worst = max(worst, code)
+        else:
+            if any("finished" in document["states"].values() for document in told.values()):
+                page = make_comparison(folders, study.page_folder.absolute(), study.question)
+    if as_json:
+        _answer({"variants": told, "comparison": page and str(page)})
+    elif page:
+        click.echo(f"\nComparison of all variants: {_short(page)}")
+    elif summary.interrupted:
+        how = "" if fresh else " Run it again to continue."
+        click.echo(f"\n{len(folders)} of {len(study.experiments)} variants are done.{how}", err=True)
+    else:
+        click.echo("\nNo seed of any variant finished: there is nothing to compare.", err=True)
+    return worst
+
+
+def _watch(experiment: Experiment, start: Callable[..., RunSummary], as_json: bool) -> tuple[int, RunSummary]:
+    """Run with progress on the screen; returns the exit code and the summary."""
     from rich.console import Console
 
     from proxygap.report.live import LiveView, say, summary_lines
@@ -157,9 +212,7 @@ def _watch(experiment: Experiment, start: Callable[..., RunSummary], as_json: bo
     with _only_answers(as_json), view, graceful_stop(view.notice) as stop:
         summary = start(on_progress=view.update, stop=stop)
     states = {seed: str(state) for seed, state in summary.states.items()}
-    if as_json:
-        _answer(_summary_document(summary, states))
-    else:
+    if not as_json:
         lines = summary_lines(
             verdict=summary.verdict,
             states=states,
@@ -170,8 +223,8 @@ def _watch(experiment: Experiment, start: Callable[..., RunSummary], as_json: bo
         )
         say(console, ["", *lines])
     if any(states.get(seed) not in ("finished", "failed") for seed in experiment.seeds):
-        return stop.exit_code or 130
-    return _failed_code(states)
+        return stop.exit_code or 130, summary
+    return _failed_code(states), summary
 
 
 def _failed_code(states: dict[int, str]) -> int:
@@ -182,10 +235,10 @@ def _failed_code(states: dict[int, str]) -> int:
     return RunFailed.exit_code
 
 
-def _summary_document(summary: RunSummary, states: dict[int, str]) -> dict[str, Any]:
+def _summary_document(summary: RunSummary) -> dict[str, Any]:
     return {
         "verdict": summary.verdict,
-        "states": states,
+        "states": {seed: str(state) for seed, state in summary.states.items()},
         "reasons": summary.reasons,
         "interrupted": summary.interrupted,
         "folder": str(summary.folder),
@@ -220,23 +273,28 @@ def _only_answers(active: bool) -> Iterator[None]:
 @commands.command()
 @_file_argument
 @_overrides_argument
+@_variant_option
 @_json_option
-def validate(file: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+def validate(file: Path, overrides: tuple[str, ...], only: tuple[str, ...], as_json: bool) -> None:
     """Check an experiment file; print it with all defaults.
 
-    Constructs the task, but starts nothing.
+    Prints each of its variants, if it has some. Constructs the task, but starts nothing.
     """
-    from proxygap.experiment import load_experiment
+    from proxygap.study import load_study
     from proxygap.yaml_file import yaml_text
 
-    experiment = load_experiment(file, overrides)
-    experiment.check()
-    resolved = experiment.model_dump(mode="json")
-    told = {"identity": experiment.identity, "folder": str(Path(experiment.record.folder) / experiment.folder_name)}
+    study, documents = load_study(file, overrides, only), dict[str, Any]()
+    for name, experiment in study.experiments.items():
+        experiment.check()
+        if documents and not as_json:
+            click.echo("---")
+        resolved = experiment.model_dump(mode="json")
+        told = {"identity": experiment.identity, "folder": str(Path(experiment.record.folder) / experiment.folder_name)}
+        documents[name] = {"valid": True, **told, "experiment": resolved}
+        if not as_json:
+            click.echo(yaml_text(resolved) + "".join(f"# {key}: {value}\n" for key, value in told.items()), nl=False)
     if as_json:
-        _answer({"valid": True, **told, "experiment": resolved})
-    else:
-        click.echo(yaml_text(resolved) + "".join(f"# {name}: {value}\n" for name, value in told.items()), nl=False)
+        _answer({"variants": documents} if study.compared else documents[next(iter(documents))])
 
 
 @commands.command()
@@ -244,7 +302,13 @@ def schema() -> None:
     """Print the JSON schema of experiment files, for editors."""
     from proxygap.experiment import Experiment
 
-    _answer({"$schema": "https://json-schema.org/draft/2020-12/schema", **Experiment.model_json_schema()})
+    document = Experiment.model_json_schema()
+    document["properties"]["variants"] = {
+        "type": "object",
+        "additionalProperties": {"type": ["object", "null"]},
+        "description": "Names, and the fields that each changes; every variant is run, and all are compared.",
+    }
+    _answer({"$schema": "https://json-schema.org/draft/2020-12/schema", **document})
 
 
 @commands.command("list")

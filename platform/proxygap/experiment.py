@@ -13,30 +13,60 @@ from pydantic import Field, NonNegativeFloat, PositiveInt, ValidationError, mode
 
 from proxygap import registry
 from proxygap.base.config import Settings, canonical_hash
+from proxygap.base.errors import InvalidExperiment
+from proxygap.collect.labels.settings import Labels
 from proxygap.collect.settings import Collect
 from proxygap.imagine.settings import Imagine
-from proxygap.probe.catalog import OBJECTIVES, OUTCOMES
+from proxygap.judge.settings import Judge
+from proxygap.probe.catalog import OBJECTIVES, OUTCOMES_OF
 from proxygap.probe.settings import Probe
 from proxygap.record.settings import Record
-from proxygap.serve.settings import Serve
+from proxygap.serve.settings import Hosting, Serve
 from proxygap.yaml_file import assign, check_values, explain, parse_override, read_yaml
 
 if TYPE_CHECKING:
+    from proxygap.base.protocols import LanguageTask, Task
+    from proxygap.collect.tasks.arms import Arms
+    from proxygap.collect.tasks.bandit_lm import BanditLm
     from proxygap.collect.tasks.cartpole import ContinuousCartPole
     from proxygap.collect.tasks.gymnasium_task import GymnasiumTask
+    from proxygap.collect.tasks.sequence_lm import SequenceLm
+    from proxygap.collect.tasks.text_lm import TextLm
     from proxygap.fit.dynamics.settings import GaussianEnsembleSettings
-    from proxygap.loops.settings import MbpoLoop, SacLoop
+    from proxygap.fit.language.settings import LanguageModelSettings
+    from proxygap.fit.reward.settings import CorrelatedProxies, Gold, MlpReward, TransformerReward
+    from proxygap.loops.settings import (
+        BestOfNLoop,
+        LanguageRlLoop,
+        MbpoLoop,
+        PreferenceControlLoop,
+        SacLoop,
+        TiltLoop,
+    )
+    from proxygap.optimize.language.settings import Grpo, Reinforce, Rloo, TokenPpo
+    from proxygap.optimize.ppo.settings import PpoSettings
     from proxygap.optimize.settings import SacSettings
 
-    TaskPart: TypeAlias = GymnasiumTask | ContinuousCartPole
+    ControlTask: TypeAlias = GymnasiumTask | ContinuousCartPole
+    AnswerTask: TypeAlias = Arms | BanditLm | SequenceLm | TextLm
+    TaskPart: TypeAlias = ControlTask | AnswerTask
     FitPart: TypeAlias = GaussianEnsembleSettings
-    OptimizePart: TypeAlias = SacSettings
-    LoopPart: TypeAlias = MbpoLoop | SacLoop
+    PolicyPart: TypeAlias = LanguageModelSettings
+    ProxyPart: TypeAlias = MlpReward | TransformerReward | CorrelatedProxies | Gold
+    LanguageOptimizer: TypeAlias = Rloo | Grpo | TokenPpo | Reinforce
+    OptimizePart: TypeAlias = SacSettings | PpoSettings | LanguageOptimizer
+    LoopPart: TypeAlias = MbpoLoop | SacLoop | PreferenceControlLoop | LanguageRlLoop | BestOfNLoop | TiltLoop
 else:
     TaskPart = registry.union("task")
     FitPart = registry.union("dynamics model")
+    PolicyPart = registry.union("language model")
+    ProxyPart = registry.union("reward model")
     OptimizePart = registry.union("optimizer")
     LoopPart = registry.union("loop")
+
+
+SELF_PACED = frozenset({"best_of_n", "tilt"})
+"""Loops that measure at every step of their own ladder."""
 
 
 class Compute(Settings):
@@ -60,18 +90,26 @@ class Experiment(Settings):
     task: TaskPart
     """What is to be done well."""
     outcomes: tuple[str, ...] = Field(min_length=1)
-    """What is wanted, measured in the real environment; the first one is set against the objective. An experiment
-    without a declared outcome does not start; `proxygap list outcome` shows what can be declared."""
+    """What is wanted, measured in the real environment or by the gold reward; the first one is set against the
+    objective. An experiment without a declared outcome does not start; `proxygap list outcome` shows them all."""
     loop: LoopPart
     """The loop that improves the policy."""
     collect: Collect = Collect()
     """How real experience is gathered."""
+    labels: Labels = Labels()
+    """How preferences are asked for, for loops that learn a reward."""
     fit: FitPart | None = None
     """The dynamics model, for loops that use one. Default: the loop's own."""
+    proxy: ProxyPart | None = None
+    """The reward model that stands in for what is wanted, for loops that use one."""
     imagine: Imagine = Imagine()
     """Rollouts inside the model, for loops that use one."""
-    optimize: OptimizePart = Field(default_factory=lambda: registry.parts("optimizer")[0].settings()())  # type: ignore[assignment]
-    """The optimizer of the policy."""
+    judge: Judge = Judge()
+    """How member scores become the reward that is optimized."""
+    policy: PolicyPart | None = None
+    """The language model that answers, and how its reference is made. Default: a table where answers can be listed."""
+    optimize: OptimizePart | None = None
+    """The optimizer of the policy. Default: the loop's own."""
     serve: Serve = Serve()
     """Where the models live."""
     probe: Probe = Probe()
@@ -83,39 +121,119 @@ class Experiment(Settings):
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1, max_length=1000)
     """One run per seed, under one parent."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_optimizer(cls, tree: Any) -> Any:
+        """Write the loop's own optimizer down, so that a recorded experiment says what ran."""
+        kind = tree["loop"].get("kind") if isinstance(tree, dict) and isinstance(tree.get("loop"), dict) else None
+        loop = next((part for part in registry.parts("loop") if part.kind == kind), None)
+        own: tuple[str, ...] = getattr(loop.settings(), "optimizers", ()) if loop else ()
+        chosen = tree.get("optimize") or {} if own else None
+        return {**tree, "optimize": {"kind": own[0], **chosen}} if isinstance(chosen, dict) else tree
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        for name in self.outcomes:
-            if name not in OUTCOMES:
-                raise ValueError(f"outcomes: unknown outcome {name[:40]!r}; known: {', '.join(OUTCOMES)}")
-        if len(set(self.outcomes)) < len(self.outcomes):
-            raise ValueError("outcomes: one of them is named twice; remove the repeats")
         if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise ValueError("seeds: must be distinct and not negative; remove repeats and minus signs")
-        if self.probe.every > self.loop.real_steps:
+        self._parts_go_together()
+        if self.probe.every is None:  # a recorded experiment says what ran
+            object.__setattr__(self, "probe", self.probe.model_copy(update={"every": self.probe_every}))
+        self._both_sides_are_measured()
+        self._steps_fit()
+        return self
+
+    def _parts_go_together(self) -> None:
+        loop = self.loop
+        if self.task.family != loop.family:
+            fitting = ", ".join(part.kind for part in registry.parts("loop") if _family(part) == self.task.family)
             raise ValueError(
-                f"probe.every: {self.probe.every} exceeds loop.real_steps = {self.loop.real_steps}, so nothing would "
-                "be measured; lower probe.every"
+                f"loop.kind: {loop.kind!r} is for {loop.family} tasks, and {self.task.kind!r} is one of "
+                f"{self.task.family}; choose one of {fitting}, or another task"
             )
-        for field, steps in (("loop.real_steps", self.loop.real_steps), ("probe.every", self.probe.every)):
-            if steps % self.steps_per_sample:
-                raise ValueError(
-                    f"{field}: {steps} is not a multiple of the {self.steps_per_sample} real steps that all "
-                    "environments take together; change it, or collect.envs_per_runner, collect.env_runners, "
-                    "loop.steps_per_sample"
-                )
-        if self.objective not in OBJECTIVES[self.loop.kind]:
+        if self.optimize is not None and self.optimize.kind not in loop.optimizers:
+            known = ", ".join(loop.optimizers) or "none: remove the section"
+            raise ValueError(f"optimize.kind: {self.optimize.kind!r} is not for loop {loop.kind!r}; it takes {known}")
+        if "reward" in loop.hosted and self.proxy is None:
+            kinds = ", ".join(part.kind for part in registry.parts("reward model"))
+            raise ValueError(f"proxy: loop {loop.kind!r} optimizes a proxy, and none is declared; add one of {kinds}")
+
+        self._judge_can_judge()
+
+    def _judge_can_judge(self) -> None:
+        member, members = getattr(self.judge.aggregate, "member", 0), getattr(self.proxy, "members", None)
+        if members is not None and member >= members:
+            raise ValueError(
+                f"judge.aggregate.member: {member} is not one of proxy.members = {members}; the first is member 0"
+            )
+        kinds = ", ".join(transform.kind for transform in self.judge.transforms)
+        if self.judge.needs_confidence:
+            raise ValueError(
+                f"judge.transforms: {kinds} need answers that state a confidence, and task {self.task.kind!r} has "
+                "none; remove ppo_c"
+            )
+
+    def _both_sides_are_measured(self) -> None:
+        outcomes, objectives = OUTCOMES_OF[self.loop.family], OBJECTIVES[self.loop.kind]
+        for name in self.outcomes:
+            if name not in outcomes:
+                raise ValueError(f"outcomes: unknown outcome {name[:40]!r}; known: {', '.join(outcomes)}")
+        if len(set(self.outcomes)) < len(self.outcomes):
+            raise ValueError("outcomes: one of them is named twice; remove the repeats")
+        if self.objective not in objectives:
             raise ValueError(
                 f"probe.objective: loop {self.loop.kind!r} does not measure {self.objective[:60]!r}; "
-                f"it measures {', '.join(OBJECTIVES[self.loop.kind])}"
+                f"it measures {', '.join(objectives)}"
             )
-        return self
+
+    def _steps_fit(self) -> None:
+        if self.loop.kind in SELF_PACED:
+            return
+        if self.probe_every > self.loop.real_steps:
+            raise ValueError(
+                f"probe.every: {self.probe_every} exceeds loop.real_steps = {self.loop.real_steps}, so nothing would "
+                "be measured; lower probe.every"
+            )
+        for field, steps in (("loop.real_steps", self.loop.real_steps), ("probe.every", self.probe_every)):
+            if steps % self.steps_per_sample:
+                raise ValueError(
+                    f"{field}: {steps} is not a multiple of the {self.steps_per_sample} real steps that "
+                    f"{self._what_a_sample_is()}"
+                )
+
+    def _what_a_sample_is(self) -> str:
+        if self.loop.family == "language":
+            return "one iteration takes; change it, or optimize.prompts_per_iteration, optimize.answers_per_prompt"
+        return (
+            "all environments take together; change it, or collect.envs_per_runner, collect.env_runners, "
+            "loop.steps_per_sample"
+        )
 
     @property
     def steps_per_sample(self) -> int:
-        """Real steps that all environments together take between two calls of the Learner."""
+        """Real steps taken between two calls of the Learner."""
+        if self.loop.family == "language":
+            chosen: Any = self.optimize
+            return 1 if chosen is None else int(chosen.prompts_per_iteration * chosen.answers_per_prompt)
         environments = max(1, self.collect.env_runners) * self.collect.envs_per_runner
-        return environments * self.loop.steps_per_sample
+        return environments * int(getattr(self.loop, "steps_per_sample", 1))
+
+    @property
+    def probe_every(self) -> int:
+        """Real steps between two evaluations, the default filled in."""
+        if self.probe.every is not None:
+            return self.probe.every
+        if self.loop.family == "control" and self.steps_per_sample <= 250:
+            return 250
+        samples = self.loop.real_steps // self.steps_per_sample
+        return self.steps_per_sample * max(1, -(-samples // 48))
+
+    @property
+    def outcome_samples(self) -> float:
+        """Episodes or answers that an evaluation's mean outcome is taken over."""
+        if self.loop.family == "control":
+            return self.probe.episodes
+        task: Any = self.task
+        return float(self.probe.answers * len(task.prompt_tokens()))
 
     @property
     def parallel_seeds(self) -> int:
@@ -136,6 +254,47 @@ class Experiment(Settings):
         return chosen
 
     @property
+    def control_task(self) -> Task:
+        """The task, where the loop is one of control."""
+        task: Any = self.task
+        return task  # type: ignore[no-any-return]
+
+    def language_task(self, seed: int) -> LanguageTask:
+        """The task of one run, where the loop is one of language: its truth may follow the seed."""
+        task: Any = self.task
+        return task.for_seed(seed)  # type: ignore[no-any-return]
+
+    @property
+    def language_model(self) -> LanguageModelSettings:
+        """Settings of the language model, the default filled in: a table where each answer is one token."""
+        if self.policy is not None:
+            return self.policy
+        task: Any = self.task
+        kind = "table" if task.item_spec.max_tokens == 1 and task.end_token is None else "tiny_transformer"
+        part = next(part for part in registry.parts("language model") if part.kind == kind)
+        # a hidden state as wide as there are prompts lets a value head know each of them
+        width = {"hidden_width": max(16, len(task.prompt_tokens()))} if kind == "table" else {}
+        chosen: LanguageModelSettings = part.settings()(**width)  # type: ignore[assignment]
+        return chosen
+
+    @property
+    def hostings(self) -> dict[str, Hosting]:
+        """Where the loop's models live, by the names of the ``serve`` section."""
+        return {name: getattr(self.serve, name) for name in self.loop.hosted}
+
+    @property
+    def needs_ray(self) -> bool:
+        """Whether anything runs on Ray: RLlib, hosts, or seeds in actors."""
+        hosts = sum(hosting.hosts for hosting in self.hostings.values())
+        return self.loop.kind not in SELF_PACED or hosts > 0 or self.parallel_seeds > 1
+
+    @property
+    def learners(self) -> tuple[int, float]:
+        """Remote Learners, and GPUs of each."""
+        chosen: Any = self.optimize
+        return (0, 0.0) if chosen is None else (chosen.learners, chosen.gpus_per_learner)
+
+    @property
     def identity(self) -> str:
         """SHA-256 over all that can change a result: everything but where it is recorded and which seeds run."""
         return canonical_hash(self.model_dump(mode="json", exclude={"record", "seeds", "compute"}))
@@ -150,8 +309,30 @@ class Experiment(Settings):
         return f"{self.name}-{self.identity[:8]}"
 
     def check(self) -> None:
-        """Everything that can be refused before launch but needs the task itself. Raises `InvalidExperiment`."""
+        """Everything that can be refused before launch but needs the task, its data or its models themselves.
+
+        Raises:
+            InvalidExperiment: an unknown task, a package or a model directory that is not there.
+            InvalidDataset: a file of labels that cannot be used.
+            CheckpointRefused: a model directory with weights that are missing or do not fit.
+        """
         self.task.check()
+        if self.labels.file is not None:
+            self._check_labels(self.labels.file)
+        if getattr(self.policy, "directory", None) is not None:
+            task = self.language_task(self.seeds[0])
+            prompts = len(task.prompt_tokens())
+            self.language_model.build(task.item_spec, end_token=task.end_token, prompts=prompts, seed=self.seeds[0])
+
+    def _check_labels(self, file: str) -> None:
+        from proxygap.collect.labels.dataset import read_preferences
+
+        if self.loop.family == "control":
+            remedy = "Remove it: annotators are asked about segments of this run"
+            raise InvalidExperiment("labels of segments are not read from files", field="labels.file", remedy=remedy)
+        task, repeats = self.language_task(self.seeds[0]), self.labels.repeats
+        prompts = task.prompt_tokens()
+        read_preferences(file, task.item_spec, prompts=prompts, on_duplicate=repeats, on_contradiction=repeats)
 
 
 def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
@@ -165,6 +346,12 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
         InvalidExperiment: naming field, value and remedy; several problems are joined by newlines.
     """
     tree = read_yaml(Path(path))
+    if "variants" in tree:
+        raise InvalidExperiment(
+            "describes several experiments",
+            field="variants",
+            remedy="Load them with proxygap.study.load_study, or choose one with --variant",
+        )
     for text in overrides:
         assign(tree, *parse_override(text))
     return validate(tree)
@@ -177,6 +364,10 @@ def validate(tree: dict[str, Any]) -> Experiment:
         return Experiment.model_validate(_as_tuples(tree))
     except ValidationError as error:
         raise explain(error, Experiment) from None
+
+
+def _family(part: registry.Part) -> str:
+    return str(getattr(part.settings(), "family", "control"))
 
 
 def _as_tuples(tree: Any) -> Any:

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.sac import SAC, SACConfig
-from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.connectors.connector_v2 import ConnectorV2
+from ray.rllib.core import ALL_MODULES, DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.core.rl_module.apis import InferenceOnlyAPI, ValueFunctionAPI
@@ -25,10 +28,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
+    "ALL_MODULES",
     "DEFAULT_MODULE_ID",
     "SAC",
+    "Algorithm",
+    "AlgorithmConfig",
     "Checkpointable",
     "Columns",
+    "ConnectorV2",
     "EnvRunner",
     "InferenceOnlyAPI",
     "MultiAgentBatch",
@@ -38,6 +45,7 @@ __all__ = [
     "TorchLearner",
     "TorchRLModule",
     "ValueFunctionAPI",
+    "has_artificial_step",
     "learner_batch",
     "local_learner",
     "local_runner",
@@ -49,6 +57,11 @@ __all__ = [
 def learner_batch(columns: Mapping[str, NDArray[np.generic]], rows: int) -> MultiAgentBatch:
     """Columns with equal first dimension, in the only form that a LearnerGroup takes without connectors."""
     return MultiAgentBatch({DEFAULT_MODULE_ID: SampleBatch(dict(columns))}, env_steps=rows)
+
+
+def has_artificial_step(shared_data: Mapping[str, Any] | None) -> bool:
+    """Whether the episodes of a Learner pipeline have grown by one step that was not lived, as PPO's do for values."""
+    return bool((shared_data or {}).get("_added_loss_mask_for_valid_episode_ts"))
 
 
 def local_learner(algorithm: Any) -> Any | None:

@@ -222,7 +222,7 @@ def test_waiting_requests_run_together_and_a_faulty_one_fails_alone(actor: Any) 
 
 def test_callers_beyond_the_limit_wait(make: Make, actor: Any) -> None:
     client = HostClient(actor, name="bare", option="serve.affine", max_pending=2, on_event=lambda *_: None)
-    client.installed(client.install(0, None), time.monotonic() + 10)
+    client.installed(client.install(0, Parcel.of_state(None)), time.monotonic() + 10)
 
     def ask(value: float) -> list[float]:
         until = time.monotonic() + 20

@@ -1,7 +1,8 @@
 """The seams: what a part must do to plug in. Protocols are never instantiated, implementations never subclassed.
 
 Shape legend: B batch, O observation size, A action size, M ensemble members, T predicted targets (O, plus one where
-the reward is learned). Tensors live on the caller's device and are float32 unless said otherwise.
+the reward is learned). On the language side: P prompts, L prompt tokens, T answer tokens, V vocabulary.
+Tensors live on the caller's device and are float32 unless said otherwise.
 """
 
 from __future__ import annotations
@@ -13,8 +14,19 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from proxygap.base.language import (
+    Answers,
+    Continuation,
+    Enumeration,
+    Float64,
+    Generation,
+    Items,
+    ItemSpec,
+    Preferences,
+    RewardFitReport,
+)
 from proxygap.base.measurement import Reading
-from proxygap.base.records import FitReport, Transitions
+from proxygap.base.records import FitReport, Int64, Transitions
 
 if TYPE_CHECKING:
     import gymnasium as gym
@@ -164,6 +176,114 @@ class Policy(Protocol):
         ...
 
 
+class LanguageTask(Protocol):
+    """Prompts to be answered well: a prompt table, and a gold reward of answers that no model learns from.
+
+    Pure: every method depends on its arguments and the task's settings alone.
+    """
+
+    @property
+    def name(self) -> str:
+        """A readable, unique name."""
+        ...
+
+    @property
+    def item_spec(self) -> ItemSpec:
+        """Sizes of prompts, answers and items; ``vocabulary`` counts all tokens, padding and end included."""
+        ...
+
+    @property
+    def end_token(self) -> int | None:
+        """The token that ends an answer; None where every answer has exactly ``item_spec.max_tokens`` tokens."""
+        ...
+
+    def prompt_tokens(self) -> Int64:
+        """The prompt table, shape (P, L), padded on the left with ``item_spec.pad_token``."""
+        ...
+
+    def gold(self, answers: Answers) -> Float64:
+        """The gold reward of each answer, in the task's own unit, shape (B,)."""
+        ...
+
+    def items(self, answers: Answers) -> Items:
+        """What a reward model sees of answers; see `proxygap.base.language`."""
+        ...
+
+    def styles(self, answers: Answers) -> dict[str, Float64]:
+        """Statistics of style beside gold, each of shape (B,); ``length`` is always there."""
+        ...
+
+    def text(self, answers: Answers) -> list[tuple[str, str]]:
+        """Each answer for a reader: (prompt, answer)."""
+        ...
+
+    def demonstrations(self, rng: np.random.Generator, count: int) -> Answers:
+        """Answers that the reference policy is pretrained on (their log-probabilities are 0); 0 rows for a table."""
+        ...
+
+    def enumeration(self) -> Enumeration | None:
+        """The whole truth, for a task that is small enough; else None."""
+        ...
+
+
+class LanguageModel(Protocol):
+    """A `torch.nn.Module` that answers prompts. Prompts are padded on the left, answers on the right.
+
+    ``forward`` is `continuation`; parameters are those of one network, so an optimizer can hold them.
+    """
+
+    def continuation(self, prompt_BL: torch.Tensor, token_BT: torch.Tensor) -> Continuation:
+        """Logits that predict each answer token from the prompt and the tokens before it, and the states behind."""
+        ...
+
+    def generate(
+        self, prompt_BL: torch.Tensor, max_tokens: int, *, generator: torch.Generator, temperature: float = 1.0
+    ) -> Generation:
+        """Sample one answer per prompt row, at most ``max_tokens`` long, each ended by the end token if there is one.
+
+        ``log_prob_BT`` is at temperature 1, whatever temperature was sampled at.
+        """
+        ...
+
+
+class RewardModel(Stateful, Protocol):
+    """An ensemble that scores items. Pure between fits: all randomness is derived from its own seed."""
+
+    @property
+    def members(self) -> int:
+        """Number M of networks."""
+        ...
+
+    @property
+    def version(self) -> int:
+        """How many fits and calibrations the scores have seen; 0 before the first."""
+        ...
+
+    def fit(self, data: Preferences) -> RewardFitReport:
+        """Fit every member to labeled pairs, from its current weights."""
+        ...
+
+    def calibrate(self, items: Items) -> None:
+        """Shift and scale every member's score to mean 0 and standard deviation 1 on these items.
+
+        Items of the reference policy are meant: then scores of members can be compared, and the curve of a proxy over
+        the distance from the reference starts at 0 (Gao et al. 2023).
+        """
+        ...
+
+    def score(self, items: Items) -> torch.Tensor:
+        """Every member's calibrated score, shape (M, B)."""
+        ...
+
+
+class Aggregate(Protocol):
+    """Member scores become one: a pure function."""
+
+    def __call__(self, scores_MB: torch.Tensor) -> torch.Tensor:
+        """One score per row, shape (B,). Raises `NonFiniteValue`, naming the member."""
+        ...
+
+
 class HostedModel(Stateful, Protocol):
     """What a host can serve: a plain class whose named calls take and give arrays, pure between versions."""
 
@@ -189,13 +309,17 @@ class Recorder(Protocol):
 
 
 __all__: Sequence[str] = [
+    "Aggregate",
     "Arrays",
     "DynamicsLoss",
     "DynamicsModel",
     "HostedModel",
+    "LanguageModel",
+    "LanguageTask",
     "Policy",
     "Prediction",
     "Recorder",
+    "RewardModel",
     "State",
     "Stateful",
     "Task",

@@ -28,18 +28,30 @@ class StepRunner(EnvRunner, Checkpointable):
     def __init__(self, *, config: Any, **kwargs: Any) -> None:
         super().__init__(config=config, **kwargs)
         self.worker_index: int = kwargs.get("worker_index") or 0
+        self.life, self.used = 0, False
         self.make_env()
         self.make_module()
 
     def make_env(self) -> None:
-        """Start the environments and the generator of the exploration noise."""
+        """Start the environments and the generator of the exploration noise, both of their own in each life."""
         options = self.config.env_config
         self.task: Task = options["task"]
-        name = f"collect/runner/{self.worker_index}"
+        name = f"collect/runner/{self.worker_index}" + (f"/life/{self.life}" if self.life else "")
         self.envs = [ReplayableEnv(self.task, options["seed"], f"{name}/env/{i}") for i in range(options["count"])]
         self.exploration = torch_generator(options["seed"], f"{name}/exploration")
         if self.worker_index:
             torch.set_num_threads(options["threads"])
+
+    def begin_life(self, number: int) -> None:
+        """Called on all runners after one was lost: one that was built anew must not repeat what was lived before.
+
+        Args:
+            number: larger than that of any earlier life, and than the number of any episode so far.
+        """
+        if not self.used and number != self.life:
+            self.stop()
+            self.life = number
+            self.make_env()
 
     def make_module(self) -> None:
         """Build the policy module from the Algorithm's specification."""
@@ -75,9 +87,12 @@ class StepRunner(EnvRunner, Checkpointable):
 
     def _numbered(self, index: int, row: Transitions) -> Transitions:
         """Environments count their own episodes; within the run a number must be one episode's alone."""
+        self.used = True
         environments = max(1, self.num_workers) * len(self.envs)
         number = max(0, self.worker_index - 1) * len(self.envs) + index
-        return row if environments == 1 else replace(row, episode_B=row.episode_B * environments + number)
+        if environments == 1 and self.life == 0:
+            return row
+        return replace(row, episode_B=(row.episode_B + self.life) * environments + number)
 
     def get_state(self, *_: Any, **__: Any) -> dict[str, Any]:
         """RLlib's state: empty, because weights flow from the Learner; see `part_state` for checkpoints."""
@@ -94,10 +109,12 @@ class StepRunner(EnvRunner, Checkpointable):
         envs = [env.state() for env in self.envs]
         arrays = {f"{i}/{name}": array for i, env in enumerate(envs) for name, array in env.arrays.items()}
         arrays["exploration"] = self.exploration.get_state().numpy().copy()
-        return State(arrays, {"envs": [env.structure for env in envs]})
+        return State(arrays, {"envs": [env.structure for env in envs], "life": self.life})
 
     def load_part_state(self, state: State) -> None:
         """Continue from a `part_state`, bit for bit."""
+        self.begin_life(state.structure.get("life", 0))
+        self.used = True
         for i, (env, structure) in enumerate(zip(self.envs, state.structure["envs"], strict=True)):
             prefix = f"{i}/"
             arrays = {k.removeprefix(prefix): v for k, v in state.arrays.items() if k.startswith(prefix)}

@@ -34,7 +34,7 @@ class Mbpo(OffPolicy):
     def setup(self, config: LoopConfig) -> None:
         """Add the dynamics ensemble, in this process or on its hosts, and the buffer of imagined transitions."""
         super().setup(config)
-        experiment, task = self.experiment, self.experiment.task
+        experiment, task = self.experiment, self.experiment.control_task
         assert isinstance(experiment.loop, MbpoLoop)
         self.settings = experiment.loop
         self.model = build_dynamics(
@@ -87,7 +87,7 @@ class Mbpo(OffPolicy):
         rollouts = branched_rollouts(
             self.model,
             self.policy(),
-            self.experiment.task,
+            self.experiment.control_task,
             torch.from_numpy(starts),
             horizon=horizon,
             generator=self.rollout_rng,
@@ -99,7 +99,7 @@ class Mbpo(OffPolicy):
 
     def mixed_batches(self, updates: int) -> Columns:
         """Batches with ``real_share`` real transitions each, the rest imagined."""
-        size = self.experiment.optimize.batch_size
+        size = self.sac.batch_size
         real = round(self.settings.real_share * size)
         columns = self.imagined.sample_columns(updates * (size - real), self.imagined_rng)
         if real == 0:
@@ -114,17 +114,16 @@ class Mbpo(OffPolicy):
         if self.model.version == 0:
             return critics
         held_out, newest = self.held_out(), evaluation.transitions
-        probe, policy = self.experiment.probe, self.policy()
+        probe, policy, task = self.experiment.probe, self.policy(), self.experiment.control_task
         starts = torch.from_numpy(evaluation.start_obs_EO)
-        return_EB = imagined_return(
-            self.model, policy, self.experiment.task, starts, horizon=probe.imagined_horizon, generator=self.probe_rng()
-        )
+        horizon, noise = probe.imagined_horizon, self.probe_rng()
+        return_EB = imagined_return(self.model, policy, task, starts, horizon=horizon, generator=noise)
         return (
             *objective.log_likelihood(self.model, held_out, "held_out_log_likelihood"),
             *objective.mse(self.model, held_out, "held_out_mse"),
             *objective.log_likelihood(self.model, newest, "on_policy_log_likelihood"),
             *objective.mse(self.model, newest, "on_policy_mse"),
-            *objective.k_step_error(self.model, self.experiment.task, newest, probe.k_step),
+            *objective.k_step_error(self.model, task, newest, probe.k_step),
             *objective.disagreement(self.model, newest.obs_BO, newest.action_BA),
             *objective.imagined_return(return_EB.numpy()),
             *critics,

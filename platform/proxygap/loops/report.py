@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -13,14 +14,18 @@ from proxygap.base.errors import StorageError
 from proxygap.base.measurement import Direction, Measurement, Reading, Side
 from proxygap.base.seeds import generator
 from proxygap.experiment import Experiment, validate
-from proxygap.probe import gap, statistics
+from proxygap.loops.links import study_links
+from proxygap.probe import gap, overoptimization, statistics
+from proxygap.probe.knee import knee
+from proxygap.probe.overoptimization import Curve
 from proxygap.record.folder import ExperimentFolder, RunState
 from proxygap.record.journal import Journal
 from proxygap.record.rows import EventRow, Row, read_journal, to_table
+from proxygap.record.samples import read_samples
 from proxygap.report.analysis import analyze
 from proxygap.report.compare import compare, write_comparison
 from proxygap.report.html import write_report
-from proxygap.report.records import EventRecord, ReportInput, SeedRecord
+from proxygap.report.records import Distance, EventRecord, ReportInput, SeedRecord
 from proxygap.report.verdict import judge
 
 ROUTINE = frozenset({"fitted"})
@@ -41,30 +46,68 @@ def make_report(folder: Path) -> tuple[Path, str]:
     return page, judge(analyze(records, statistics)).sentence
 
 
-def make_comparison(folders: Sequence[Path], out: Path) -> Path:
+def make_comparison(folders: Sequence[Path], out: Path, question: str = "") -> Path:
     """Write the comparison of several experiments; the first is the baseline."""
     inputs = [read_records(folder) for folder in folders]
-    return write_comparison(compare(inputs, inputs[0].outcomes[0], statistics), out)
+    found = compare(inputs, inputs[0].outcomes[0], statistics)
+    return write_comparison(found, out, question, inputs, study_links(inputs))
 
 
 def read_records(folder: Path) -> ReportInput:
     """Everything that a report is made of, from a folder on disk."""
     place, experiment = ExperimentFolder(folder.absolute()), recorded_experiment(folder)
     journals = {run.seed: read_journal(run.journal) for run in place.seeds() if run.journal.exists()}
-    table = to_table(journals).to_pandas()
+    table, seeds = to_table(journals).to_pandas(), _seed_records(place, experiment)
     return ReportInput(
         name=experiment.name,
         question=experiment.question,
         resolved_yaml=place.yaml_text,
         outcomes=experiment.outcomes,
         objective=experiment.objective,
-        seeds=_seed_records(place, experiment),
+        seeds=seeds,
         measurements=table,
         provenance=place.provenance,
         events=tuple(_events(journals)),
         confidence=experiment.probe.confidence,
         resamples=experiment.probe.resamples,
+        distance=_distance(experiment, table, seeds),
+        samples={run.seed: read_samples(run.path / "samples.parquet") for run in place.seeds()},
     )
+
+
+def _distance(experiment: Experiment, table: pd.DataFrame, seeds: Sequence[SeedRecord]) -> Distance | None:
+    """Proxy and gold along the distance from the reference policy, where the loop has one."""
+    if experiment.loop.family != "language" or table.empty:
+        return None
+    keys = ("model/sqrt_kl", f"outcome/{experiment.outcomes[0]}", "objective/proxy_reward")
+    wide = table[table["key"].isin(keys)].pivot_table(index=["seed", "iteration"], columns="key", values="value")
+    if not set(keys) <= set(wide.columns):
+        return None
+    curves: dict[int, Curve] = {}
+    for seed in sorted(set(wide.index.get_level_values("seed"))):
+        d_T, gold_T, proxy_T = (wide.loc[seed][key].to_numpy(dtype=float) for key in keys)
+        curves[int(seed)] = Curve(d_T**2, gold_T, proxy_T)
+    options: dict[str, Any] = {"resamples": experiment.probe.resamples, "confidence": experiment.probe.confidence}
+    finished = [curves[record.seed] for record in seeds if record.state == "finished" and record.seed in curves]
+    aligned = _aligned(finished or list(curves.values()))
+    found = knee(aligned, generator(0, "report/knee"), **options)
+    return Distance(curves, found, _law(experiment, list(curves.values()), options), aligned)
+
+
+def _aligned(curves: Sequence[Curve]) -> Sequence[Curve]:
+    """The same evaluation of every seed: a policy may fall back toward its reference, so distance is no clock."""
+    shortest = min(len(curve.gold_T) for curve in curves)
+    return [Curve(c.kl_T[:shortest], c.gold_T[:shortest], c.proxy_T[:shortest]) for c in curves]
+
+
+def _law(experiment: Experiment, curves: Sequence[Curve], options: dict[str, Any]) -> overoptimization.LawFit | None:
+    if experiment.outcomes[0] != "gold_reward":  # the laws start from 0 at the reference; other outcomes do not
+        return None
+    law: overoptimization.Law = "best_of_n" if experiment.loop.kind == "best_of_n" else "rl"
+    try:
+        return overoptimization.fit_law(curves, law, generator(0, "report/law"), **options)
+    except ValueError:  # fewer than two distances
+        return None
 
 
 def recorded_experiment(folder: Path) -> Experiment:

@@ -13,13 +13,15 @@ def check_resources(experiment: Experiment) -> None:
     Raises:
         InfeasibleResources: with the missing resource and the arithmetic.
     """
-    nodes, hosting = cluster_nodes(), experiment.serve.dynamics
+    nodes, hostings = cluster_nodes(), experiment.hostings
     parts = _cpus_per_seed(experiment)
-    beside_hosts = sum(parts.values()) - parts["hosts"]
-    check_feasible(hosting, field="serve.dynamics", nodes=nodes, reserved={"CPU": beside_hosts})
-    learner_gpus = experiment.optimize.learners * experiment.optimize.gpus_per_learner
+    for name, hosting in hostings.items():
+        beside = sum(parts.values()) - hosting.hosts * hosting.cpus
+        check_feasible(hosting, field=f"serve.{name}", nodes=nodes, reserved={"CPU": beside})
+    learners, gpus_per_learner = experiment.learners
+    gpus = learners * gpus_per_learner + sum(hosting.hosts * hosting.gpus for hosting in hostings.values())
     seeds = experiment.parallel_seeds
-    totals = {"CPU": seeds * sum(parts.values()), "GPU": seeds * (learner_gpus + hosting.hosts * hosting.gpus)}
+    totals = {"CPU": seeds * sum(parts.values()), "GPU": seeds * gpus}
     for resource, asked in totals.items():
         have = sum(node.get(resource, 0.0) for node in nodes)
         if asked > have + 1e-6:
@@ -34,10 +36,11 @@ def check_resources(experiment: Experiment) -> None:
 
 def _cpus_per_seed(experiment: Experiment) -> dict[str, float]:
     """A seed that runs in the process of the command reserves nothing for itself."""
-    hosting, collect = experiment.serve.dynamics, experiment.collect
+    collect = experiment.collect
+    hosts = {f"hosts of {name}": hosting.hosts * hosting.cpus for name, hosting in experiment.hostings.items()}
     return {
         "the seed itself": experiment.compute.cpus_per_seed if experiment.parallel_seeds > 1 else 0.0,
         "environment runners": collect.env_runners * collect.cpus_per_runner,
-        "the Learner": float(experiment.optimize.learners),
-        "hosts": hosting.hosts * hosting.cpus,
+        "the Learner": float(experiment.learners[0]),
+        **hosts,
     }

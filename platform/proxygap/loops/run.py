@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -93,10 +94,11 @@ def _execute(
     if starts_here():
         check_resources(experiment)
     check_writable(folder.path.parent)
-    with ray_session():
+    with ray_session() if experiment.needs_ray else contextlib.nullcontext():
         if isinstance(stop, Reinstallable):  # ray.init puts its own handler on SIGTERM
             stop.reinstall()
-        check_resources(experiment)
+        if experiment.needs_ray:
+            check_resources(experiment)
         _describe(folder, experiment)
         shipper = Shipper(folder, experiment.record.flush_s)
         shipper.start()

@@ -9,18 +9,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from proxygap.base.clock import Clocks
 from proxygap.base.measurement import Direction, Measurement, Reading, Side
 from proxygap.base.progress import Progress
 from proxygap.base.seeds import generator
-from proxygap.collect.episodes import write_episodes
 from proxygap.experiment import Experiment
-from proxygap.loops.off_policy import LoopConfig, OffPolicy
+from proxygap.loops.loop import Loop
 from proxygap.probe.gap import onset, onset_measurements, optimism, within_run
-from proxygap.probe.outcome import Evaluator, opening_return, outcome_measurements
 from proxygap.record.checkpoint import CheckpointStore
 from proxygap.record.folder import RunState, SeedFolder
 from proxygap.record.journal import Journal
@@ -40,7 +37,7 @@ class Stopwatch:
 
 
 class SeedRun:
-    """Runs one seed: train, and at every ``probe.every`` real steps measure both sides, record, checkpoint.
+    """Runs one seed: train, and whenever the loop says so measure both sides, record, checkpoint.
 
     Args:
         experiment: what to run.
@@ -84,75 +81,67 @@ class SeedRun:
 
     def _execute(self) -> RunState:
         self._tell("starting", Clocks())
-        algorithm = LoopConfig.for_run(self.experiment.loop.algorithm(), self.experiment, self.seed).build_algo()
-        evaluator = Evaluator(
-            self.experiment.task, self.seed, self.experiment.probe.episodes, self.experiment.optimize.discount
-        )
+        loop = self.experiment.loop.start(self.experiment, self.seed)
         try:
-            self._restore(algorithm)
-            return self._train(algorithm, evaluator)
+            self._restore(loop)
+            return self._train(loop)
         finally:
-            evaluator.close()
-            algorithm.stop()
+            loop.stop()
 
-    def _restore(self, algorithm: OffPolicy) -> None:
+    def _restore(self, loop: Loop) -> None:
         """Continue from the newest sound checkpoint; measurements after it are superseded, none is lost."""
         found = self.store.load_newest(self.key)
         if found is not None:
             for refusal in found.refusals:
                 self.journal.event("checkpoint_refused", {"checkpoint": refusal.name, "reason": refusal.reason})
-            algorithm.load_parts(found.parts)
-        superseded = self.journal.rewind(algorithm.clocks.iteration)
+            loop.load_parts(found.parts)
+        superseded = self.journal.rewind(loop.clocks.iteration)
         if found is not None or superseded:
-            self.journal.event("resumed", {"real_step": algorithm.clocks.real_step, "superseded": superseded})
+            self.journal.event("resumed", {"real_step": loop.clocks.real_step, "superseded": superseded})
         for row in read_journal(self.folder.journal):
             if isinstance(row, ReadingRow):
                 self._remember(row.reading.measurements, row.reading.clocks)
 
-    def _train(self, algorithm: OffPolicy, evaluator: Evaluator) -> RunState:
-        budget, every = self.experiment.loop.real_steps, self.experiment.probe.every
-        evaluations = algorithm.clocks.real_step // every
+    def _train(self, loop: Loop) -> RunState:
+        budget = self.experiment.loop.real_steps
+        evaluations = len(self.step_T)
         watch = Stopwatch(time.perf_counter())
-        self._speed = Speed(algorithm.clocks.real_step)
-        while algorithm.clocks.real_step < budget:
-            algorithm.train()
-            self._record_events(algorithm)
-            now = algorithm.clocks.real_step
-            measured = now % every == 0 or now == budget
+        self._speed = Speed(loop.clocks.real_step)
+        while loop.clocks.real_step < budget:
+            loop.train()
+            self._record_events(loop)
+            now, measured = loop.clocks.real_step, loop.measure_due
             if measured:
                 evaluations += 1
-                self._measure(algorithm, evaluator, watch)
+                self._measure(loop, watch)
             stopping = self.stop() and now < budget
             if stopping or now == budget or (measured and evaluations % self.experiment.record.checkpoint_every == 0):
-                self.store.save(algorithm.parts(), algorithm.clocks, self.key)
+                self.store.save(loop.parts(), loop.clocks, self.key)
             if stopping:
                 self.journal.event("interrupted", {"real_step": now})
-                self._tell("interrupted", algorithm.clocks)
+                self._tell("interrupted", loop.clocks)
                 return RunState.INTERRUPTED
-            self._tell("running", algorithm.clocks)
-        self._keep_episodes(algorithm)
-        self._tell("finished", algorithm.clocks)
+            self._tell("running", loop.clocks)
+        loop.keep(self.folder.path, self._provenance())
+        self._tell("finished", loop.clocks)
         return RunState.FINISHED
 
-    def _measure(self, algorithm: OffPolicy, evaluator: Evaluator, watch: Stopwatch) -> None:
-        """Both sides at the same clocks, on the same policy and model."""
+    def _measure(self, loop: Loop, watch: Stopwatch) -> None:
+        """Both sides at the same clocks, and how they relate so far."""
         started = time.perf_counter()
-        evaluation = evaluator.evaluate(algorithm.policy())
-        opening = opening_return(evaluation, self.experiment.probe.imagined_horizon)
-        outcomes = (*outcome_measurements(self.experiment.outcomes, evaluation), opening)
-        both = (*outcomes, *algorithm.objectives(evaluation))
-        self._remember(both, algorithm.clocks)
-        gap = self._gap(both, algorithm.clocks)
-        learned = tuple(Measurement(f"policy/{k}", v, Side.MODEL) for k, v in algorithm.learned.items())
+        both = loop.measure()
+        self._remember(both, loop.clocks)
+        gap = self._gap(both, loop.clocks)
+        learned = tuple(Measurement(f"policy/{k}", v, Side.MODEL) for k, v in loop.learned.items())
         watch.probe_s += time.perf_counter() - started
         timing = (
             Measurement("wall_s", time.perf_counter() - watch.started, Side.TIME, "s"),
             Measurement("probe_s", watch.probe_s, Side.TIME, "s"),
             Measurement("record_s", watch.record_s, Side.TIME, "s"),
-            Measurement("real_steps_per_s", self._speed(algorithm.clocks.real_step), Side.TIME, "1/s"),
+            Measurement("real_steps_per_s", self._speed(loop.clocks.real_step), Side.TIME, "1/s"),
         )
         started = time.perf_counter()
-        self.journal.write(Reading(algorithm.clocks, (*both, *gap, *learned, *timing)))
+        self.journal.write(Reading(loop.clocks, (*both, *gap, *learned, *timing)))
         watch.record_s += time.perf_counter() - started
 
     def _gap(self, both: tuple[Measurement, ...], clocks: Clocks) -> tuple[Measurement, ...]:
@@ -175,22 +164,18 @@ class SeedRun:
         wanted = f"outcome/{self.experiment.outcomes[0]}"
         self.objective_T.append(values.get(f"objective/{self.experiment.objective}", math.nan))
         self.outcome_T.append(values.get(wanted, math.nan))
-        self.noise_T.append(values.get(f"{wanted}_std", math.nan) / math.sqrt(self.experiment.probe.episodes))
+        self.noise_T.append(values.get(f"{wanted}_std", math.nan) / math.sqrt(self.experiment.outcome_samples))
         self.step_T.append(clocks.real_step)
         self.correlation = values.get("gap/spearman", self.correlation)
 
-    def _record_events(self, algorithm: OffPolicy) -> None:
-        for kind, detail in algorithm.events:
+    def _record_events(self, loop: Loop) -> None:
+        for kind, detail in loop.events:
             self.journal.event(kind, detail)
             self.note = kind if kind != "fitted" else self.note
-        algorithm.events.clear()
+        loop.events.clear()
 
-    def _keep_episodes(self, algorithm: OffPolicy) -> None:
-        if self.experiment.collect.keep_episodes:
-            provenance = {"run_key": self.key, "task": self.experiment.task.name, "seed": str(self.seed)}
-            rows = algorithm.replay.all()
-            in_order = rows[np.lexsort((rows.step_B, rows.episode_B))]
-            write_episodes(self.folder.path / "episodes.parquet", in_order, provenance)
+    def _provenance(self) -> dict[str, str]:
+        return {"run_key": self.key, "task": self.experiment.task.name, "seed": str(self.seed)}
 
     def _tell(self, state: str, clocks: Clocks) -> None:
         budget = self.experiment.loop.real_steps

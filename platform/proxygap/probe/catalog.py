@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
-OUTCOMES: dict[str, str] = {
-    "return": "Mean undiscounted return of the evaluation episodes in the real environment.",
-    "discounted_return": "Mean discounted return of the evaluation episodes in the real environment.",
-    "episode_length": "Mean number of steps of the evaluation episodes in the real environment.",
+OUTCOMES_OF: dict[str, dict[str, str]] = {
+    "control": {
+        "return": "Mean undiscounted return of the evaluation episodes in the real environment.",
+        "discounted_return": "Mean discounted return of the evaluation episodes in the real environment.",
+        "episode_length": "Mean number of steps of the evaluation episodes in the real environment.",
+    },
+    "language": {
+        "gold_reward": "Mean gold reward of the policy's answers, in standard deviations of the reference's answers.",
+        "raw_gold_reward": "Mean gold reward of the policy's answers, in the task's own unit.",
+        "win_rate": "Probability that the policy's answer has more gold than one of the reference (ties count half).",
+    },
 }
+"""Per family of tasks: outcomes by name."""
+
+OUTCOMES: dict[str, str] = {name: line for outcomes in OUTCOMES_OF.values() for name, line in outcomes.items()}
 
 _CRITIC = {"value_estimate": "Critics' estimate of the discounted return from the evaluation's start states."}
+
+_PROXY = {
+    "proxy_reward": "Mean judged reward of the policy's answers, without the KL penalty.",
+    "proxy_member_mean": "Mean score of the members on the policy's answers.",
+    "reward_accuracy": "Share of pairs of the reference's answers that the proxy orders as gold does.",
+    "reward_accuracy_on_policy": "The same on pairs of the policy's own answers.",
+    "benchmark/pairwise": "Share of benchmark items whose good answer scores above one bad answer.",
+    "benchmark/ranked_first": "Share of benchmark items whose good answer scores above nine bad ones.",
+}
 
 OBJECTIVES: dict[str, dict[str, str]] = {
     "mbpo": {
@@ -22,5 +41,13 @@ OBJECTIVES: dict[str, dict[str, str]] = {
         **_CRITIC,
     },
     "sac": _CRITIC,
+    "preference_control": {
+        "proxy_return": "Return of the evaluation episodes by the learned reward.",
+        "held_out_accuracy": "Share of held-out labels that the members predict.",
+        **_CRITIC,
+    },
+    "language_rl": _PROXY,
+    "best_of_n": _PROXY,
+    "tilt": _PROXY,
 }
 """Per loop: objectives by name, the loop's own first."""

@@ -20,7 +20,7 @@ from proxygap.base.errors import InvalidExperiment, NonFiniteValue, RunFailed
 from proxygap.base.measurement import Direction, Measurement, Side
 from proxygap.base.records import Float32, Transitions
 from proxygap.base.seeds import derived_seed
-from proxygap.probe.catalog import OUTCOMES
+from proxygap.probe.catalog import OUTCOMES_OF
 
 if TYPE_CHECKING:
     from proxygap.base.protocols import Policy, Task
@@ -164,7 +164,7 @@ def outcome_measurements(names: Sequence[str], evaluation: Evaluation) -> tuple[
     """Mean over episodes of each named outcome and its spread: ``_min``, ``_max``, ``_std`` (of two episodes or more).
 
     Raises:
-        InvalidExperiment: a name that `OUTCOMES` does not have.
+        InvalidExperiment: a name that is no outcome of control.
     """
     return tuple(measurement for name in names for measurement in _one_outcome(name, evaluation))
 
@@ -193,4 +193,5 @@ def _values(name: str, evaluation: Evaluation) -> tuple[Float, str]:
         return evaluation.discounted_return_E, "reward"
     if name == "episode_length":
         return evaluation.length_E.astype(np.float64), "steps"
-    raise InvalidExperiment("unknown outcome", field="outcomes", value=name, remedy=f"Known: {', '.join(OUTCOMES)}")
+    known = ", ".join(OUTCOMES_OF["control"])
+    raise InvalidExperiment("unknown outcome", field="outcomes", value=name, remedy=f"Known: {known}")

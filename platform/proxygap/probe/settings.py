@@ -10,10 +10,16 @@ from proxygap.base.config import Settings
 class Probe(Settings):
     """Evaluation at fixed real steps, on environments and seeds of its own."""
 
-    every: PositiveInt = 250
-    """Real steps between two evaluations."""
+    every: PositiveInt | None = None
+    """Real steps between two evaluations. Default: 250 where the policy is updated at least that often; else
+    after every update, or often enough for 24 to 48 evaluations."""
     episodes: PositiveInt = 5
     """Evaluation episodes each time, always from the same start seeds, with the deterministic action."""
+    answers: PositiveInt = 64
+    """Answers per prompt at each evaluation, drawn with the same noise every time; where answers can be listed, the
+    exact distribution is used instead."""
+    sample_answers: int = Field(default=200, ge=0)
+    """Answers kept for the report's sample page when a run ends, the worst disagreements of proxy and gold first."""
     k_step: PositiveInt = 10
     """Longest open-loop prediction that the k-step error looks at."""
     imagined_horizon: PositiveInt = 100

@@ -12,7 +12,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("proxygap", "ray", "torch", "mlflow", "gymnasium", "mujoco", "numpy", "pyarrow", "safetensors", "pydantic")
+PACKAGES = (
+    "proxygap", "ray", "torch", "mlflow", "gymnasium", "mujoco", "numpy", "pyarrow", "safetensors", "pydantic",
+    "transformers", "vaderSentiment", "textstat",
+)  # fmt: skip
 
 
 def provenance(experiment_hash: str, seeds: Sequence[int]) -> dict[str, Any]:
@@ -25,6 +28,12 @@ def provenance(experiment_hash: str, seeds: Sequence[int]) -> dict[str, Any]:
         "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cpus": os.cpu_count(),
     }
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 (hex) of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def source(file: Path) -> dict[str, Any]:

@@ -18,8 +18,10 @@ import numpy as np
 from proxygap.base.errors import InvalidExperiment
 from proxygap.base.seeds import generator
 from proxygap.report.analysis import last_value, objectives, series, trait
-from proxygap.report.html import Column, Page, Row, Section, Table, write_page
-from proxygap.report.records import IntervalLike, ReportInput, Statistics
+from proxygap.report.figures import Drawing, compare_distances
+from proxygap.report.html import write_page
+from proxygap.report.page import Column, Page, Row, Section, Table
+from proxygap.report.records import Distance, IntervalLike, ReportInput, Statistics
 from proxygap.report.verdict import correlation_text, interval_text, label, plural
 
 
@@ -44,11 +46,12 @@ class Comparison:
         outcome: name of the outcome.
         unit: of the outcome.
         lower_is_better: whether the outcome is to be small.
-        real_step: last real step that all experiments reached; NaN where one has no outcome at all.
+        real_step: last real step that all experiments reached; one whose seeds all failed does not count.
         entries: one per experiment, the baseline first.
         population: per objective measured in all, the Spearman correlation over all runs (signed so that positive says
             that a better objective went with a better outcome), and the same within the better half by objective.
         confidence: coverage of all intervals.
+        study: name of the study whose variants they are; empty for experiments of several files.
     """
 
     outcome: str
@@ -58,6 +61,7 @@ class Comparison:
     entries: tuple[Entry, ...]
     population: Mapping[str, tuple[IntervalLike, IntervalLike]]
     confidence: float
+    study: str = ""
 
 
 def compare(inputs: Sequence[ReportInput], outcome: str, statistics: Statistics) -> Comparison:
@@ -69,49 +73,137 @@ def compare(inputs: Sequence[ReportInput], outcome: str, statistics: Statistics)
         statistics: the estimators, i.e. the module ``proxygap.probe.statistics``.
 
     Raises:
-        InvalidExperiment: fewer than two experiments, or one that never measured the outcome.
+        InvalidExperiment: fewer than two experiments, or one that never measured the outcome. An experiment whose seeds
+            all failed before they measured anything is a row without numbers instead.
     """
     if len(inputs) < 2:
         raise InvalidExperiment("a comparison needs two experiments", field="compare", remedy="Name another one")
     key = f"outcome/{outcome}"
-    for one in inputs:
-        if not (one.measurements["key"] == key).any():
-            measured = sorted(set(one.measurements.loc[one.measurements["side"] == "outcome", "name"]))
-            remedy = f"It measured: {', '.join(measured) or 'no outcome'}"
-            raise InvalidExperiment(
-                f"{one.name} never measured this outcome", field="outcome", value=outcome, remedy=remedy
-            )
-    step = min(float(one.measurements.loc[one.measurements["key"] == key, "real_step"].max()) for one in inputs)
+    measured = _measured(inputs, key)
+    going = [one for one in measured if any(record.state != "failed" for record in one.seeds)] or measured
+    step = min(float(one.measurements.loc[one.measurements["key"] == key, "real_step"].max()) for one in going)
     scores = [_scores(one, key, step) for one in inputs]
     return Comparison(
         outcome,
-        trait(inputs[0], key, "unit"),
-        trait(inputs[0], key, "direction") == "lower",
+        trait(measured[0], key, "unit"),
+        trait(measured[0], key, "direction") == "lower",
         step,
         tuple(_entry(inputs, scores, index, statistics) for index in range(len(inputs))),
-        _population(inputs, key, statistics),
+        _population(measured, key, statistics),
         inputs[0].confidence,
+        _study([one.name for one in inputs]),
     )
 
 
-def write_comparison(comparison: Comparison, out_folder: Path) -> Path:
-    """Write ``comparison.html`` in the look of a report; its path. Raises StorageError."""
-    write_page(comparison_page(comparison), (), out_folder, "comparison.html")
+def _measured(inputs: Sequence[ReportInput], key: str) -> list[ReportInput]:
+    """The experiments that measured an outcome; all others must have failed before they measured any."""
+    measured = [one for one in inputs if (one.measurements["key"] == key).any()]
+    for one in inputs:
+        others = sorted(set(one.measurements.loc[one.measurements["side"] == "outcome", "name"]))
+        came_to_nothing = not others and all(record.state != "finished" for record in one.seeds)
+        if not (one.measurements["key"] == key).any() and not (measured and came_to_nothing):
+            raise InvalidExperiment(
+                f"{one.name} never measured this outcome",
+                field="outcome",
+                value=key.partition("/")[2],
+                remedy=f"It measured: {', '.join(others) or 'no outcome'}",
+            )
+    return measured
+
+
+def write_comparison(
+    comparison: Comparison,
+    out_folder: Path,
+    question: str = "",
+    inputs: Sequence[ReportInput] = (),
+    links: Sequence[tuple[str, IntervalLike]] = (),
+) -> Path:
+    """Write ``comparison.html`` in the look of a report; its path.
+
+    Args:
+        comparison: what `compare` found.
+        out_folder: created if absent.
+        question: what the study asks, for the head of the page.
+        inputs: the experiments, for those sections that need more than the outcome at the end.
+        links: correlations over variants from the reward model to gold, by name.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    sections, drawings = _distance_sections(inputs)
+    sections += _links_sections(links)
+    write_page(comparison_page(comparison, question, sections), drawings, out_folder, "comparison.html")
     return out_folder / "comparison.html"
 
 
-def comparison_page(comparison: Comparison) -> Page:
+def comparison_page(comparison: Comparison, question: str = "", extra: Sequence[Section] = ()) -> Page:
     """The page: which experiment had the better outcome, and how sure that is."""
     baseline = comparison.entries[0].name
     sentences = [_sentence(comparison, entry) for entry in comparison.entries[1:]]
-    subtitle = (
+    subtitle: tuple[str, ...] = (
         f"Against {baseline}, up to real step {comparison.real_step:,.0f}.",
         f"Intervals cover {comparison.confidence:.0%}.",
     )
     names = ", ".join(entry.name for entry in comparison.entries)
-    sections = (_entries_section(comparison), _population_section(comparison))
+    sections = (*extra, _entries_section(comparison), _population_section(comparison))
+    subtitle = (question, *subtitle) if question else subtitle
     footer = f"{plural(len(comparison.entries), 'experiment')}: {names}."
-    return Page("Comparison", "comparison", sentences[0], tuple(sentences[1:]), subtitle, sections, footer)
+    title = f"Variants of {comparison.study}" if comparison.study else "Comparison"
+    return Page(title, "comparison", sentences[0], tuple(sentences[1:]), subtitle, sections, footer)
+
+
+def _links_sections(links: Sequence[tuple[str, IntervalLike]]) -> tuple[Section, ...]:
+    """From the reward model to gold: where the chain of hopes breaks."""
+    if not links:
+        return ()
+    rows = tuple(Row((name, interval_text(it), str(it.samples), it.reason)) for name, it in links)
+    columns = (Column("link"), Column("Spearman over variants"), Column("seeds"), Column("remark"))
+    note = (
+        "Within each seed over all variants, then the mean over seeds with Student's interval. A link whose interval "
+        "holds 0 cannot be relied on."
+    )
+    return (Section("From the reward model to gold", tables=(Table(columns, rows, note),)),)
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """Names of variants without that of their study; others as they are."""
+    study = _study(names)
+    return [name.removeprefix(f"{study}.") for name in names] if study else list(names)
+
+
+def _study(names: Sequence[str]) -> str:
+    """The study whose variants have these names, else nothing. A variant's name holds a letter: ``1`` ends a number."""
+    parts = [name.rpartition(".") for name in names]
+    told_apart = all(any(sign.isalpha() for sign in variant) for _, _, variant in parts)
+    return parts[0][0] if told_apart and len({study for study, _, _ in parts}) == 1 else ""
+
+
+def _distance_sections(inputs: Sequence[ReportInput]) -> tuple[tuple[Section, ...], tuple[Drawing, ...]]:
+    """Gold of all experiments over the distance from the reference, and where each turns down."""
+    names = short_names([one.name for one in inputs])
+    found = [(name, one.distance) for name, one in zip(names, inputs, strict=True) if one.distance is not None]
+    if not found:
+        return (), ()
+    drawn = compare_distances([(name, distance.aligned) for name, distance in found])
+    drawings = () if isinstance(drawn, str) else (drawn,)
+    columns = (
+        Column("experiment"), Column("turning point, nats"), Column("gold there", "outcome"),
+        Column("gold lost to the end", "outcome"), Column("proxy gained to the end", "objective"),
+    )  # fmt: skip
+    rows = tuple(Row(_turning_cells(name, distance)) for name, distance in found)
+    note = (
+        "Gold lost: from its peak to the end, each seed's peak placed by the others. A turning point is reported only "
+        "where the fall after it is more than noise between seeds."
+    )
+    text = drawn if isinstance(drawn, str) else ""
+    return (Section("Does gold turn down?", text, drawings=drawings, tables=(Table(columns, rows, note),)),), drawings
+
+
+def _turning_cells(name: str, distance: Distance) -> tuple[str, ...]:
+    knee = distance.knee
+    if not knee.found:
+        return name, knee.reason, "\u2013", interval_text(knee.drop), "\u2013"
+    return name, *(interval_text(it) for it in (knee.kl, knee.gold, knee.drop, knee.proxy_rise))
 
 
 def _sentence(comparison: Comparison, entry: Entry) -> str:
@@ -151,6 +243,7 @@ def _entry(
     statistics: Statistics,
 ) -> Entry:
     one, mine, base = inputs[index], scores[index], scores[0]
+    name = short_names([each.name for each in inputs])[index]
     options = (inputs[0].resamples, inputs[0].confidence)
     final, area = (
         statistics.stratified_bootstrap(
@@ -169,8 +262,8 @@ def _entry(
     ]
     failed = sum(record.state != "finished" for record in one.seeds)
     if index == 0:
-        return Entry(one.name, len(one.seeds), failed, final, area, None, None)
-    return Entry(one.name, len(one.seeds), failed, final, area, differences[0], differences[1])
+        return Entry(name, len(one.seeds), failed, final, area, None, None)
+    return Entry(name, len(one.seeds), failed, final, area, differences[0], differences[1])
 
 
 def _population(
@@ -210,14 +303,16 @@ def _entries_section(comparison: Comparison) -> Section:
         rows.append(Row(cells, failed=entry.failed == entry.seeds))
     outcome = label(comparison.outcome)
     columns = (
-        Column("experiment"), Column(f"{outcome} at that step", "outcome"), Column("difference"),
-        Column(f"mean {outcome} up to it", "outcome"), Column("difference"), Column("seeds"),
+        Column("experiment"), Column("at the end", "outcome"), Column("difference"),
+        Column("mean over steps", "outcome"), Column("difference"), Column("seeds"),
     )  # fmt: skip
     note = (
-        "Interquartile mean over seeds that reached the step. Differences are to the baseline: the mean over equal "
-        "seeds of the difference within each (Student's t). Fewer than 3 equal seeds decide nothing."
+        f"The end is real step {comparison.real_step:,.0f}; the mean is over all real steps up to it. Interquartile "
+        "means over seeds that reached it. Differences are to the baseline: the mean over equal seeds of the "
+        "difference within each (Student's t). Fewer than 3 equal seeds decide nothing."
     )
-    return Section("Outcomes", tables=(Table(columns, tuple(rows), note),))
+    title = f"{outcome[:1].upper()}{outcome[1:]}" + (f", {comparison.unit}" if comparison.unit else "")
+    return Section(title, tables=(Table(columns, tuple(rows), note),))
 
 
 def _population_section(comparison: Comparison) -> Section:

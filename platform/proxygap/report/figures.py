@@ -3,7 +3,9 @@
 A figure is drawn once and kept twice: as PNG to be filed, and as SVG whose colors are CSS variables, so that a page
 shows it in light, in dark and in print.
 
-Shape legend: T evaluations of one seed, G points of a common grid, K steps of an open-loop prediction.
+The file is longer than others because its figures share one style and one way of being finished.
+
+Shape legend: S seeds, T evaluations of one seed, G points of a common grid, K steps of an open-loop prediction.
 """
 
 from __future__ import annotations
@@ -24,13 +26,16 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from proxygap.report.analysis import Analysis, Link, band, onset_step, paired, series
-from proxygap.report.records import Statistics
+from proxygap.report.records import CurveLike, Statistics
 from proxygap.report.verdict import interval_text, label, plural
 
 Float = NDArray[np.float64]
 COLORS = {"ink": "#22262e", "faint": "#8b919c", "line": "#dfe2e7", "objective": "#3a5bc7", "outcome": "#c4560b"}
 """CSS variable to its color in light; `_svg` puts the variable in the color's place."""
 _MARKERS = "osD^vPX*"
+_LINES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
+_DISTANCE = "distance from the reference, sqrt(KL / nat)"
+_DEVIATIONS = "standard deviations of the reference"
 _STEPS = ListedColormap(mpl.colormaps["viridis"](np.linspace(0.12, 0.9, 256)), name="real steps")
 _STYLE: dict[str, Any] = {
     "font.size": 10.5,
@@ -74,6 +79,7 @@ def draw_all(analysis: Analysis, statistics: Statistics) -> tuple[list[Drawing],
     style: dict[Any, Any] = {**mpl.rcParamsDefault, "backend": "agg", **_STYLE}
     with mpl.rc_context(style):
         answers = [
+            *along_distance(analysis),
             scatter(analysis),
             curves(analysis, statistics),
             k_step_fan(analysis),
@@ -211,10 +217,115 @@ def promise(analysis: Analysis) -> Drawing | str:
     return _finish(figure, "imagined_against_real_return", "What the model promises", caption)
 
 
-def _figure(height: float, rows: int = 1) -> tuple[Figure, list[Axes]]:
+def along_distance(analysis: Analysis) -> list[Drawing | str]:
+    """Proxy and gold over sqrt(KL): the curve of over-optimization."""
+    distance = analysis.input.distance
+    if distance is None:
+        return []
+    every = [d for curve in distance.curves.values() for d in curve.d_T if np.isfinite(d)]
+    if not every:
+        return ["Proxy and gold along the distance: no evaluation gave a finite distance."]
+    figure, (axes,) = _figure(4.3)
+    mean, sides = _mean_curve(distance.aligned), {"proxy": ("objective", "--"), "gold": ("outcome", "-")}
+    for side, (color, line) in sides.items():
+        thin: dict[str, Any] = {"linewidth": 1, "alpha": 0.35 if mean else 0.9, "marker": "." if len(every) < 3 else ""}
+        for index, curve in enumerate(distance.curves.values()):
+            name = None if mean or index else side
+            axes.plot(curve.d_T, getattr(curve, f"{side}_T"), color=COLORS[color], linestyle=line, label=name, **thin)
+        if mean:
+            values = getattr(mean, f"{side}_T")
+            axes.plot(mean.d_T, values, color=COLORS[color], linestyle=line, linewidth=2.4, label=side)
+    if distance.law is not None:
+        grid = np.linspace(0, max(every), 200)
+        axes.plot(grid, distance.law.gold(grid), color=COLORS["ink"], linewidth=1.2, linestyle=":", label="fitted law")
+    if distance.knee.found:
+        axes.axvspan(distance.knee.d.low, distance.knee.d.high, color=COLORS["faint"], alpha=0.2, linewidth=0)
+        axes.axvline(distance.knee.d.estimate, color=COLORS["ink"], linewidth=1)
+    axes.set_ylabel(_DEVIATIONS if analysis.finals[0].unit == "std" else label(analysis.outcome))
+    _distances(axes, max(every))
+    figure.legend(loc="outside lower center", ncols=3, fontsize=9)
+    caption = (
+        "Dashed: the proxy that is optimized; solid: the gold reward that is wanted"
+        + ("; thin lines are seeds, thick ones their mean at equal stages." if mean else "; one line per seed.")
+        + (" Gray: the turning point with its interval." if distance.knee.found else "")
+        + (" Dotted: the law fitted to all seeds." if distance.law is not None else "")
+    )
+    return [_finish(figure, "along_the_distance", "Proxy and gold along the distance from the reference", caption)]
+
+
+def compare_distances(curves: Sequence[tuple[str, Sequence[CurveLike]]]) -> Drawing | str:
+    """Gold of several experiments over sqrt(KL), means over seeds, and below it the proxies that were optimized.
+
+    A sentence instead where no seed of any experiment is finite throughout.
+    """
+    means = [(name, mean) for name, aligned in curves if (mean := _mean_curve(aligned, fewest=1)) is not None]
+    if not means:
+        return "No experiment has a seed whose curve is finite throughout."
+    columns = max(1, min(4, len(means), int(88 / (max(len(name) for name, _ in means) + 7))))
+    style: dict[Any, Any] = {**mpl.rcParamsDefault, "backend": "agg", **_STYLE}
+    with mpl.rc_context(style):
+        figure, (above, below) = _figure(5.6 + 0.2 * -(-len(means) // columns), 2, (3, 2))
+        for index, (name, mean) in enumerate(means):
+            line: dict[str, Any] = {
+                "color": mpl.colormaps["tab10"](index % 10),
+                "linestyle": _LINES[index // 10 % len(_LINES)],
+            }
+            above.plot(mean.d_T, mean.gold_T, linewidth=2.2, label=name, **line)
+            below.plot(mean.d_T, mean.proxy_T, linewidth=1.6, **line)
+            low_T, high_T = mean.gold_T - mean.gold_error_T, mean.gold_T + mean.gold_error_T
+            above.fill_between(mean.d_T, low_T, high_T, color=line["color"], alpha=0.15, linewidth=0)
+        above.set_ylabel("gold", color=COLORS["outcome"])
+        below.set_ylabel("proxy", color=COLORS["objective"])
+        _distances(above, max(float(mean.d_T.max()) for _, mean in means), name_it=False)
+        below.set_xlabel(_DISTANCE)
+        below.axhline(0, color=COLORS["faint"], linewidth=0.8)
+        figure.legend(loc="outside lower center", ncols=columns, fontsize=9)
+        caption = (
+            "Means over seeds at equal stages. Above: gold, in standard deviations of the reference, with its standard "
+            "error over three seeds or more. Below: the proxy that was optimized, as its own judge gives it."
+        )
+        return _finish(figure, "gold_along_the_distance", "Gold along the distance from the reference", caption)
+
+
+@dataclass(frozen=True, slots=True)
+class _Mean:
+    """Mean of aligned curves, and the standard error of gold (0 for fewer than three seeds)."""
+
+    d_T: Float
+    gold_T: Float
+    proxy_T: Float
+    gold_error_T: Float
+
+
+def _mean_curve(aligned: Sequence[CurveLike], fewest: int = 3) -> _Mean | None:
+    """Over the seeds that are finite throughout, as in ``proxygap.probe.knee``; None for fewer than ``fewest``."""
+    stacked = [np.stack([curve.d_T, curve.gold_T, curve.proxy_T]) for curve in aligned if len(curve.d_T)]
+    whole = [columns for columns in stacked if np.isfinite(columns).all()]
+    if len(whole) < fewest:
+        return None
+    columns_S3T = np.stack(whole)
+    gold_ST = columns_S3T[:, 1]
+    error_T = gold_ST.std(axis=0, ddof=1) / np.sqrt(len(whole)) if len(whole) >= 3 else np.zeros(gold_ST.shape[1])
+    d_T, gold_T, proxy_T = columns_S3T.mean(axis=0)
+    return _Mean(d_T, gold_T, proxy_T, error_T)
+
+
+def _distances(axes: Axes, farthest: float, *, name_it: bool = True) -> None:
+    """The axis of distances, from 0, with the same places in KL on the upper edge."""
+    axes.axhline(0, color=COLORS["faint"], linewidth=0.8)
+    axes.set_xlim(0, 1.03 * farthest or 1.0)
+    above = axes.secondary_xaxis("top", functions=(np.square, lambda kl: np.sqrt(np.maximum(kl, 0))))
+    above.set_xlabel("KL, nats")
+    ticks = [tick for tick in axes.get_xticks() if 0 <= tick <= axes.get_xlim()[1]]
+    above.set_xticks(np.square(ticks), [f"{tick**2:.3g}" for tick in ticks])
+    if name_it:
+        axes.set_xlabel(_DISTANCE)
+
+
+def _figure(height: float, rows: int = 1, shares: Sequence[float] | None = None) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(7.6, height), layout="constrained")
     FigureCanvasAgg(figure)
-    grid = figure.subplots(rows, 1, sharex=True, squeeze=False)
+    grid = figure.subplots(rows, 1, sharex=True, squeeze=False, height_ratios=shares)
     return figure, [axes for (axes,) in grid]
 
 

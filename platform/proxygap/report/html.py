@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
@@ -16,60 +15,11 @@ import pyarrow.parquet as pq
 
 from proxygap.base.errors import StorageError
 from proxygap.report.analysis import Analysis, analyze, frame, last_value, onset_step
+from proxygap.report.distance import distance_section, samples_section
 from proxygap.report.figures import Drawing, draw_all
+from proxygap.report.page import Column, Page, Row, Section, Table
 from proxygap.report.records import METHODS, ReportInput, Statistics
 from proxygap.report.verdict import correlation_text, interval_text, judge, label, number_text, plural
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """A table column; ``side`` (objective, outcome or empty) colors its title."""
-
-    title: str
-    side: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A table row; a failed one is shown as such."""
-
-    cells: tuple[str, ...]
-    failed: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """Columns, rows, and a note on how to read them."""
-
-    columns: tuple[Column, ...]
-    rows: tuple[Row, ...]
-    note: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Section:
-    """A heading with text, figures, tables and, folded away, a listing."""
-
-    title: str
-    text: str = ""
-    drawings: tuple[Drawing, ...] = ()
-    tables: tuple[Table, ...] = ()
-    pre: str = ""
-    summary: str = ""
-    open: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """A page: the verdict first, then what was asked, then the evidence."""
-
-    title: str
-    kind: str
-    verdict: str
-    remarks: tuple[str, ...]
-    subtitle: tuple[str, ...]
-    sections: tuple[Section, ...]
-    footer: str
 
 
 def write_report(report_input: ReportInput, out_folder: Path, statistics: Statistics) -> Path:
@@ -115,7 +65,8 @@ def report_page(analysis: Analysis, drawings: Sequence[Drawing], missing: Sequen
     """The page of one experiment."""
     verdict, source = judge(analysis), analysis.input
     figures = [Section(drawing.title, drawings=(drawing,)) for drawing in drawings]
-    sections = [*figures[:2], _outcomes(analysis), _links(analysis), *figures[2:], _runs(analysis)]
+    sections = [*figures[:2], _outcomes(analysis), *distance_section(source), _links(analysis), *figures[2:]]
+    sections += [_runs(analysis), *samples_section(source)]
     if missing:
         sections.append(Section("Not shown", " ".join(missing)))
     if source.events:
@@ -237,7 +188,8 @@ def _flat(tree: Mapping[str, object], prefix: str = "") -> list[tuple[str, str]]
 
 def _cell(text: str) -> str:
     """A cell's text that may break before an interval, but not inside it."""
-    return re.sub(r"\[[^][]*\]|\([^()]*\)|^step .*$", lambda match: match[0].replace(" ", "\u00a0"), text)
+    pieces = r"\[[^][]{1,40}\]|\([^()]{1,40}\)|^step .{1,40}$"
+    return re.sub(pieces, lambda match: match[0].replace(" ", "\u00a0"), text)
 
 
 def _detail(detail: Mapping[str, object]) -> str:

@@ -14,11 +14,12 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from proxygap.base.clock import Clocks
 from proxygap.base.errors import StorageError
 
+Float = NDArray[np.float64]
 Method = Literal["pearson", "spearman", "kendall"]
 METHODS: tuple[Method, ...] = ("pearson", "spearman", "kendall")
 COLUMNS = ("seed", "key", "side", "name", "value", "unit", "direction", *Clocks().as_dict(), "time")
@@ -45,6 +46,23 @@ class EventRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Distance:
+    """Proxy and gold along sqrt(KL) from the reference policy, and what the estimators say of the curve.
+
+    Args:
+        curves: per seed that gave one, each as long as it got.
+        knee: whether gold turns down, and where; see ``proxygap.probe.knee.Knee``.
+        law: the law of over-optimization fitted to all seeds, where it can be.
+        aligned: curves of one length, read at the same stage of optimization in every seed; the knee is of these.
+    """
+
+    curves: Mapping[int, CurveLike]
+    knee: KneeLike
+    law: LawLike | None
+    aligned: Sequence[CurveLike]
+
+
+@dataclass(frozen=True, slots=True)
 class ReportInput:
     """One experiment as its records tell it.
 
@@ -60,6 +78,8 @@ class ReportInput:
         events: in order of time.
         confidence: coverage of every interval.
         resamples: bootstrap resamples behind every interval.
+        distance: proxy and gold along the distance from a reference policy, where there is one.
+        samples: answers kept for a reader, per seed, the worst disagreements first.
 
     Raises:
         StorageError: a column is missing.
@@ -76,6 +96,8 @@ class ReportInput:
     events: tuple[EventRecord, ...] = ()
     confidence: float = 0.95
     resamples: int = 2000
+    distance: Distance | None = None
+    samples: Mapping[int, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse a table that no report can be made of."""
@@ -123,6 +145,107 @@ class IntervalLike(Protocol):
     @property
     def known(self) -> bool:
         """Whether estimate and both ends are finite."""
+        ...
+
+
+class CurveLike(Protocol):
+    """One seed's way from the reference, see ``proxygap.probe.overoptimization.Curve``."""
+
+    @property
+    def d_T(self) -> Float:
+        """sqrt(KL), nats to the one half."""
+        ...
+
+    @property
+    def gold_T(self) -> Float:
+        """Mean gold reward, 0 at the reference, in its standard deviations."""
+        ...
+
+    @property
+    def proxy_T(self) -> Float:
+        """Mean proxy reward."""
+        ...
+
+
+class KneeLike(Protocol):
+    """Where gold turns down, see ``proxygap.probe.knee.Knee``."""
+
+    @property
+    def found(self) -> bool:
+        """Whether it does, with confidence."""
+        ...
+
+    @property
+    def reason(self) -> str:
+        """Why no knee is reported."""
+        ...
+
+    @property
+    def d(self) -> IntervalLike:
+        """Distance of the peak."""
+        ...
+
+    @property
+    def kl(self) -> IntervalLike:
+        """KL of the peak, nats."""
+        ...
+
+    @property
+    def gold(self) -> IntervalLike:
+        """Gold at the peak."""
+        ...
+
+    @property
+    def drop(self) -> IntervalLike:
+        """Gold lost from the peak to the end, paired per seed; each seed's peak is placed by the others."""
+        ...
+
+    @property
+    def proxy_rise(self) -> IntervalLike:
+        """Proxy gained from the peak to the end, paired per seed; its samples are the seeds used."""
+        ...
+
+
+class LawLike(Protocol):
+    """A fitted law, see ``proxygap.probe.overoptimization.LawFit``."""
+
+    @property
+    def law(self) -> str:
+        """Which form: ``best_of_n`` or ``rl``."""
+        ...
+
+    @property
+    def alpha(self) -> IntervalLike:
+        """First coefficient."""
+        ...
+
+    @property
+    def beta(self) -> IntervalLike:
+        """Second coefficient."""
+        ...
+
+    @property
+    def peak_d(self) -> IntervalLike:
+        """Distance where the law's gold is highest; infinity where it never turns down."""
+        ...
+
+    @property
+    def r_squared(self) -> float:
+        """Share of the variance explained by one curve for all seeds."""
+        ...
+
+    @property
+    def r_squared_own(self) -> float:
+        """Median over seeds of the share explained by a curve of the seed's own."""
+        ...
+
+    @property
+    def largest_d(self) -> float:
+        """The farthest point that was fitted."""
+        ...
+
+    def gold(self, d: Float) -> Float:
+        """The fitted curve."""
         ...
 
 

@@ -1,7 +1,8 @@
 """The answer in words, with its interval: the first line of a report.
 
 Yes needs the whole interval of the pooled Spearman correlation above zero, no (the opposite) the whole interval below,
-and either needs `FEWEST` pairs; all else is undecided, and the verdict says what would decide it.
+and either needs `FEWEST` pairs; all else is undecided, and the verdict says what would decide it. Where there is a
+reference policy, the question is another: whether gold turns down along the distance from it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from proxygap.report.analysis import Analysis, Link, onset_step
-from proxygap.report.records import IntervalLike
+from proxygap.report.records import Distance, IntervalLike
 
 FEWEST = 8
 """Pairs below which no interval decides anything: a perfect order of few is too likely by chance."""
@@ -48,6 +49,8 @@ class Verdict:
 def judge(analysis: Analysis) -> Verdict:
     """Say whether a better objective meant a better outcome, and how sure that is."""
     link, outcome = analysis.link, label(analysis.outcome)
+    if analysis.input.distance is not None:
+        return _turning(analysis, analysis.input.distance)
     if link is None:
         return Verdict("missing", _nothing(analysis), _remarks(analysis))
     it = link.pooled["spearman"]
@@ -61,6 +64,30 @@ def judge(analysis: Analysis) -> Verdict:
     }[kind]
     deciding = _deciding(it) if kind == "undecided" else ()
     return Verdict(kind, sentence, (*deciding, *_remarks(analysis)))
+
+
+def _turning(analysis: Analysis, distance: Distance) -> Verdict:
+    """What further optimization of the proxy did to gold, along the distance from the reference."""
+    knee, outcome = distance.knee, label(analysis.outcome)
+    used = knee.proxy_rise.samples
+    left_out = len(distance.aligned) - used
+    remarks = list(_remarks(analysis))
+    if left_out:
+        remarks.append(f"{plural(left_out, 'seed')} with a non-finite number left out of the turning point.")
+    if knee.found:
+        rose = knee.proxy_rise.estimate > 0
+        sentence = (
+            f"Past {interval_text(knee.kl)} nats from the reference, optimizing the proxy further cost {outcome}: from "
+            f"its peak to the end it fell by {interval_text(knee.drop)}, while the proxy "
+            f"{'rose' if rose else 'changed'} by {interval_text(knee.proxy_rise)} ({plural(used, 'seed')})."
+        )
+        return Verdict("opposite", sentence, tuple(remarks))
+    distances = [float(d) for curve in distance.curves.values() for d in curve.d_T if math.isfinite(d)]
+    reach = f" up to {number_text(max(distances) ** 2)} nats from the reference" if distances else ""
+    why = knee.reason if knee.reason.startswith("seeds: ") else f"{knee.reason}; {plural(used, 'seed')}"
+    highest_at_end = knee.reason.endswith("at the end")
+    sentence = f"No turning point of {outcome} is shown{reach} ({why})."
+    return Verdict("yes" if highest_at_end else "undecided", sentence, tuple(remarks))
 
 
 def label(name: str) -> str:

@@ -109,21 +109,23 @@ class HostClient:
         self._incarnation, self._cause, self._loads, self._current = "", "", 0, False
         self._prefix, self._counter = uuid.uuid4().hex, count()
 
-    def install(self, version: int, state: State | None) -> Any:
-        """Make ``version`` what the host answers for, now and after every restart; to be awaited by `installed`."""
+    def install(self, version: int, state: Parcel) -> Any:
+        """Make ``version`` what the host answers for, now and after every restart; to be awaited by `installed`.
+
+        ``state`` is a `Parcel.of_state`, which several hosts may share.
+        """
         with self._lock:
-            self.adopt(version, state)
-            self._current = False
+            self.adopt(version, state, loaded=False)
             return self._actor.load.remote(version, self._state.argument())
 
     def installed(self, ref: Any, until: float) -> None:
         """Wait for what `install` has begun. Raises the model's own error, or HostFailed."""
         self._load("load", until, ref=ref)
 
-    def adopt(self, version: int, state: State | None) -> None:
-        """Take note that the host has moved to ``version`` by itself (an update)."""
+    def adopt(self, version: int, state: Parcel, *, loaded: bool = True) -> None:
+        """Take note of what the host answers for from now on; it loads that first unless it is ``loaded``."""
         with self._lock:
-            self._version, self._state, self._current = version, Parcel.of_state(state), True
+            self._version, self._state, self._current = version, state, loaded
 
     def submit(
         self, method: str, parcel: Parcel, options: Mapping[str, Any], until: float, next_version: int | None = None

@@ -63,11 +63,14 @@ class HostRecipe:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One call of a hosted model. With ``next_version`` it is an update: it moves the model to that version."""
+    """One call of a hosted model, for a ``version`` or, with None, for whichever is loaded.
+
+    With ``next_version`` it is an update: it moves the model to that version.
+    """
 
     id: str
     method: str
-    version: int
+    version: int | None
     options: Mapping[str, Any] = field(default_factory=dict)
     next_version: int | None = None
 
@@ -137,7 +140,7 @@ class HostedShell:
         self.requests += len(requests)
         if first.id in self._updates:
             return [self._updates[first.id]]
-        if model is None or self.version != first.version:
+        if model is None or self.version is None or first.version not in (None, self.version):
             return [Reply({}, self.incarnation, self.version, stale=True) for _ in requests]
         self._running_since = time.monotonic()
         try:
@@ -227,6 +230,14 @@ class HostActor:
         if self._pump is None or self._pump.done():
             self._pump = asyncio.ensure_future(self._drain())
         return await waiting.future
+
+    async def answer(self, method: str, arrays: Mapping[str, NDArray[Any]]) -> Reply:
+        """As `call`, for whoever does not own the pool: a question that changes nothing, to whatever is loaded.
+
+        The reply names its version. It is ``stale``, without arrays, while none is loaded: a host that was restarted
+        knows nothing until its pool, at the pool's next call, loads it again.
+        """
+        return await self.call(Request(f"answer/{uuid.uuid4().hex}", method, None), arrays)
 
     async def health(self) -> Health:
         """Answered by the event loop, so a busy model does not keep it waiting."""

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from proxygap.base.errors import InfeasibleResources
+from proxygap.base.errors import HostFailed, InfeasibleResources
 from proxygap.serve.settings import Hosting
 
 Bundle: TypeAlias = dict[str, float]
@@ -192,12 +192,19 @@ def reserve(hosting: Hosting, hosts: int, *, name: str, field: str, timeout_s: f
 
     Raises:
         InfeasibleResources: at once where the cluster can never hold the hosts; after ``timeout_s`` where it is busy.
+        HostFailed: another pool of this name is alive.
     """
     import ray
     from ray.util import placement_group, remove_placement_group
 
     check_feasible(hosting, field=field, hosts=hosts)
-    group = placement_group([bundle(hosting)] * hosts, strategy=hosting.strategy, name=name)
+    try:
+        group = placement_group([bundle(hosting)] * hosts, strategy=hosting.strategy, name=name)
+    except ray.exceptions.RaySystemError as error:
+        if "already exists" not in str(error):
+            raise
+        remedy = "close the other pool first, or run under another name"
+        raise HostFailed("another pool of this name is alive", field=field, value=name, remedy=remedy) from error
     if not group.wait(timeout_s):
         remove_placement_group(group)
         free = {key: amount for key, amount in ray.available_resources().items() if key in ("CPU", "GPU")}

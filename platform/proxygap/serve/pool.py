@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from itertools import repeat
 from typing import Any
 
 import ray
 from numpy.typing import NDArray
 from ray.exceptions import ActorAlreadyExistsError
 
-from proxygap.base.errors import HostFailed
+from proxygap.base.errors import HostFailed, ProxyGapError
 from proxygap.base.protocols import Arrays, State
 from proxygap.serve.client import Call, HostClient, OnEvent, Parcel, copied
 from proxygap.serve.host import Health, HostActor, HostRecipe, Reply
@@ -105,16 +106,28 @@ class HostPool:
             raise ValueError("an update must reach every host")
         states = [copied(reply.state) for reply in replies if reply is not None and reply.state is not None]
         for client, state in zip(self._clients, states, strict=True):
-            client.adopt(self.version + 1, state)
+            client.adopt(self.version + 1, Parcel.of_state(state))
         self.version, self._states = self.version + 1, states
         return [reply.arrays for reply in replies if reply is not None]
 
     def load_all(self, version: int, states: Sequence[State]) -> None:
-        """Give every host the state of its shard and make ``version`` what the pool answers for."""
+        """Give every host the state of its shard and make ``version`` what the pool answers for, all hosts or none.
+
+        A state that is the same object for several hosts travels once. Where a host refuses its state, or fails, the
+        pool stays at the old version, which every host loads again before it answers.
+        """
         if len(states) != len(self):
             raise ValueError(f"{len(states)} states for {len(self)} hosts")
-        self.version, self._states = version, [copied(state) for state in states]
-        self._install(self._states, self._hosting.deadline_s)
+        before = self.version, self._states
+        copies = {id(state): copied(state) for state in states}
+        self.version, self._states = version, [copies[id(state)] for state in states]
+        try:
+            self._install(self._states, self._hosting.deadline_s)
+        except ProxyGapError:
+            self.version, self._states = before
+            for client, state in zip(self._clients, self._states or repeat(None, len(self)), strict=True):
+                client.adopt(self.version, Parcel.of_state(state), loaded=False)
+            raise
 
     def states(self) -> list[State] | None:
         """The last version's state of each shard; None while all are as their recipes built them."""
@@ -168,7 +181,11 @@ class HostPool:
 
     def _install(self, states: Sequence[State | None], deadline_s: float) -> None:
         until = time.monotonic() + deadline_s
-        refs = [client.install(self.version, state) for client, state in zip(self._clients, states, strict=True)]
+        parcels = {id(state): Parcel.of_state(state) for state in states}
+        refs = [
+            client.install(self.version, parcels[id(state)])
+            for client, state in zip(self._clients, states, strict=True)
+        ]
         for client, ref in zip(self._clients, refs, strict=True):
             client.installed(ref, until)
 

@@ -10,10 +10,10 @@ from proxygap.base.config import Settings
 
 
 class Hosting(Settings):
-    """Ray actors that own the members of one model."""
+    """Ray actors that own one model: the members of an ensemble are dealt among them, a single model is copied."""
 
     hosts: int = Field(default=0, ge=0, le=1024)
-    """Actors that the members are sharded over; 0 keeps the model in the process of the loop, with equal numbers."""
+    """Actors that share the work; 0 keeps the model in the process of the loop, with equal numbers."""
     cpus: NonNegativeFloat = 1.0
     """CPUs reserved per host."""
     gpus: NonNegativeFloat = 0.0
@@ -39,3 +39,7 @@ class Serve(Settings):
 
     dynamics: Hosting = Hosting()
     """The members of the dynamics ensemble."""
+    reward: Hosting = Hosting()
+    """The members of the reward ensemble."""
+    reference: Hosting = Hosting()
+    """Copies of the frozen reference policy; each holds the whole model, the rows of a batch are dealt among them."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from proxygap.base.errors import InvalidExperiment, NonFiniteValue, RunFailed
-from proxygap.probe.catalog import OUTCOMES
+from proxygap.probe.catalog import OUTCOMES_OF
 from proxygap.probe.outcome import Evaluator, outcome_measurements
 
 
@@ -107,13 +107,13 @@ def test_non_finite_numbers_are_refused():
 
 def test_every_outcome_of_the_catalog_is_measured_with_its_spread():
     evaluation = Evaluator(Task(), 3, 5).evaluate(Still())
-    values = {row.key: row.value for row in outcome_measurements(tuple(OUTCOMES), evaluation)}
+    values = {row.key: row.value for row in outcome_measurements(tuple(OUTCOMES_OF["control"]), evaluation)}
     returns = evaluation.outcome_return_E
     assert values["outcome/return"] == returns.mean()
     assert values["outcome/return_std"] == pytest.approx(returns.std(ddof=1))
     assert (values["outcome/return_min"], values["outcome/return_max"]) == (returns.min(), returns.max())
     assert values["outcome/episode_length"] == evaluation.length_E.mean()
-    assert set(OUTCOMES) <= {key.removeprefix("outcome/") for key in values}
+    assert set(OUTCOMES_OF["control"]) <= {key.removeprefix("outcome/") for key in values}
     alone = outcome_measurements(["return"], Evaluator(Task(), 3, 1).evaluate(Still()))
     assert "return_std" not in {row.name for row in alone}
     with pytest.raises(InvalidExperiment, match="reward"):

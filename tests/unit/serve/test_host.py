@@ -97,6 +97,36 @@ def test_a_host_with_gpus_builds_on_one() -> None:
     assert shell._model.device == "cuda"  # type: ignore[union-attr]
 
 
+def test_a_request_for_no_version_is_answered_by_whatever_is_loaded(shell: HostedShell) -> None:
+    def asked() -> Reply:
+        return shell.run([Request("any", "apply", None)], [x(1.0)])[0]
+
+    assert (y(asked()), asked().loaded_version) == ([3.0], 0)
+    shell.run([Request("update", "fit", 0, next_version=1)], [x(9.0)])
+    assert (y(asked()), asked().loaded_version) == ([12.0], 1)
+    with pytest.raises(NonFiniteValue):
+        shell.run([Request("failed", "checked", 1, next_version=2)], [x(float("nan"))])
+    assert asked().stale
+    assert not asked().arrays
+
+
+def test_answers_wait_in_the_queue_and_share_batches_but_never_for_a_version() -> None:
+    async def ask() -> tuple[list[Reply], list[Reply], int]:
+        actor = HostActor(affine_recipe(2.0), "name", 0.0, 100)
+        empty = await asyncio.gather(*(actor.answer("apply", x(value)) for value in (1.0, 2.0)))
+        await actor.load(3, None)
+        before = actor._shell.batches
+        loaded = await asyncio.gather(
+            *(actor.answer("apply", x(value)) for value in (1.0, 2.0)), actor.call(Request("c", "apply", 3), x(4.0))
+        )
+        return empty, loaded, actor._shell.batches - before
+
+    empty, loaded, batches = asyncio.run(ask())
+    assert [(reply.stale, reply.arrays, reply.loaded_version) for reply in empty] == [(True, {}, None)] * 2
+    assert [(y(reply), reply.loaded_version) for reply in loaded] == [([2.0], 3), ([4.0], 3), ([8.0], 3)]
+    assert batches == 2  # both answers together; the request for a version by itself
+
+
 async def _ask(actor: HostActor, asked: list[tuple[Request, dict[str, Any]]]) -> list[Reply | BaseException]:
     await actor.load(0, None)
     return await asyncio.gather(*(actor.call(*each) for each in asked), return_exceptions=True)

@@ -12,7 +12,7 @@ import logging
 import math
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -34,6 +34,7 @@ class GymnasiumTask(Settings):
         InvalidExperiment: for an unknown id, or one without a time limit where none is set.
     """
 
+    family: ClassVar[Literal["control"]] = "control"
     kind: Literal["gymnasium"] = "gymnasium"
     id: str = Field(min_length=1, max_length=200)
     """Gymnasium id with its version, e.g. ``Hopper-v5``; ``module:id`` imports the module that registers it first."""

@@ -1,0 +1,1 @@
+"""Preference labels in: simulated annotators, and datasets of labeled pairs."""

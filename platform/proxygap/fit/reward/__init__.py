@@ -1,0 +1,1 @@
+"""Reward models: ensembles fitted to preferences, and given proxies whose errors are known."""

@@ -1,0 +1,134 @@
+"""Control on a reward learned from preferences over segments (Christiano et al. 2017, 1706.03741), by PPO or by SAC.
+
+The optimizer never sees what the task pays; evaluation and RLlib's own episode returns see nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from proxygap.collect.episodes import write_episodes
+from proxygap.collect.ppo_runner import Rollout
+from proxygap.collect.replay import Replay
+from proxygap.collect.segments import in_order
+from proxygap.loops.control_preferences import ControlPreferences
+from proxygap.loops.off_policy import Columns, LoopConfig, OffPolicy
+from proxygap.loops.on_policy import OnPolicy, PpoConfig
+
+if TYPE_CHECKING:
+    from proxygap.base.measurement import Measurement
+    from proxygap.base.protocols import State
+    from proxygap.base.records import Float32
+    from proxygap.experiment import Experiment
+    from proxygap.loops.loop import Loop
+    from proxygap.probe.outcome import Evaluation
+
+
+def start(experiment: Experiment, seed: int) -> Loop:
+    """The loop of one run, with the optimizer that the experiment names."""
+    assert experiment.optimize is not None, "the experiment was validated"
+    if experiment.optimize.kind == "sac":
+        loop: Loop = LoopConfig.for_run(PreferenceSac, experiment, seed).build_algo()
+    else:
+        loop = PpoConfig.for_run(PreferencePpo, experiment, seed).build_algo()
+    return loop
+
+
+class PreferencePpo(OnPolicy):
+    """Collect -> ask, where a round is due -> improve on the newest reward."""
+
+    def setup(self, config: PpoConfig) -> None:
+        """Add labels, learned reward and judge, and the steps that the next queries come from."""
+        super().setup(config)
+        self.side = ControlPreferences(self.experiment, self.run_seed, self.events)
+        task, collect = self.experiment.control_task, self.experiment.collect
+        between = -(-self.pace.real_steps // self.pace.label_rounds) + 2 * self.steps_per_sample
+        kept = collect.replay_capacity if collect.keep_episodes else min(between, collect.replay_capacity)
+        self.replay = Replay(kept, task.obs_size, task.action_size)
+
+    def proxy_reward(self, rollout: Rollout) -> Float32:
+        """The judged score of each step, by the newest reward."""
+        rows = rollout.transitions
+        if self.side.learns:
+            self.replay.add(rows)
+        now = self.clocks.real_step
+        if self.side.due(now):
+            self.clocks = self.clocks.tick(**self.side.hold_round(self.replay, now))
+        return self.side.proxy_reward(rows.obs_BO, rows.action_BA, rows.outcome_reward_B)
+
+    def objectives(self, evaluation: Evaluation) -> tuple[Measurement, ...]:
+        """What the learned reward and the critic say of the evaluation's episodes."""
+        return (*self.side.objectives(evaluation), *super().objectives(evaluation))
+
+    def keep(self, folder: Path, provenance: Mapping[str, str]) -> None:
+        """The labels, and all real experience where ``collect.keep_episodes`` asks for it."""
+        self.side.keep(folder, provenance)
+        if self.experiment.collect.keep_episodes:
+            write_episodes(folder / "episodes.parquet", in_order(self.replay.all()), provenance)
+
+    def parts(self) -> dict[str, State]:
+        """The complete state of the run, by part."""
+        return {**super().parts(), "replay": self.replay.state(), **self.side.parts()}
+
+    def load_parts(self, parts: Mapping[str, State]) -> None:
+        """Continue from `parts`."""
+        super().load_parts(parts)
+        self.replay.load_state(parts["replay"])
+        self.side.load_parts(parts)
+
+    def cleanup(self) -> None:
+        """Release the hosts before RLlib releases its own actors."""
+        self.side.close()
+        super().cleanup()
+
+
+class PreferenceSac(OffPolicy):
+    """Collect -> ask, where a round is due -> improve on replayed steps, relabeled by the newest reward."""
+
+    def setup(self, config: LoopConfig) -> None:
+        """Add labels, learned reward and judge."""
+        super().setup(config)
+        self.side = ControlPreferences(self.experiment, self.run_seed, self.events)
+
+    def training_step(self) -> None:
+        """One RLlib iteration."""
+        for _ in range(self.samples_of_iteration()):
+            self.collect()
+            now = self.clocks.real_step
+            if self.warm and self.side.due(now):
+                self.clocks = self.clocks.tick(**self.side.hold_round(self.replay, now))
+            if self.warm:
+                self.improve(self.relabeled_batches)
+        self.clocks = self.clocks.tick(iteration=1)
+
+    def relabeled_batches(self, updates: int) -> Columns:
+        """Real transitions for ``updates`` batches with the newest reward."""
+        columns = self.real_batches(updates)
+        outcome_reward_B = columns["proxy_reward"]
+        columns["proxy_reward"] = self.side.proxy_reward(columns["obs"], columns["action"], outcome_reward_B)
+        return columns
+
+    def objectives(self, evaluation: Evaluation) -> tuple[Measurement, ...]:
+        """What the learned reward and the critics say of the evaluation's episodes."""
+        return (*self.side.objectives(evaluation), *super().objectives(evaluation))
+
+    def keep(self, folder: Path, provenance: Mapping[str, str]) -> None:
+        """The labels, and all real experience where ``collect.keep_episodes`` asks for it."""
+        self.side.keep(folder, provenance)
+        super().keep(folder, provenance)
+
+    def parts(self) -> dict[str, State]:
+        """The complete state of the run, by part."""
+        return {**super().parts(), **self.side.parts()}
+
+    def load_parts(self, parts: Mapping[str, State]) -> None:
+        """Continue from `parts`."""
+        super().load_parts(parts)
+        self.side.load_parts(parts)
+
+    def cleanup(self) -> None:
+        """Release the hosts before RLlib releases its own actors."""
+        self.side.close()
+        super().cleanup()

@@ -1,0 +1,1 @@
+"""Optimize a language policy on rewards of whole answers: PPO, GRPO, RLOO and REINFORCE."""

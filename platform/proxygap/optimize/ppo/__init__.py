@@ -1,0 +1,1 @@
+"""Proximal policy optimization for continuous actions: settings, networks, advantages, Learner."""

@@ -1,0 +1,1 @@
+"""The tests; a package, so that no installed one of the same name is found in its place."""
