@@ -33,8 +33,9 @@ from proxygap.fit.dynamics.network import (
     pad_rows,
 )
 from proxygap.fit.dynamics.scores import log_likelihood, normalized_mse
-from proxygap.fit.dynamics.shards import best_members, merge, require_equal, split
+from proxygap.fit.dynamics.shards import best_members, merge, split
 from proxygap.fit.dynamics.training import Rows, Trained, is_held_out, train
+from proxygap.fit.shards import require_equal
 
 if TYPE_CHECKING:
     from proxygap.fit.dynamics.settings import GaussianEnsembleSettings

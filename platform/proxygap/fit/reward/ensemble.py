@@ -21,7 +21,6 @@ from proxygap.base.language import Items, Preferences, RewardFitReport, rows_of
 from proxygap.base.protocols import Arrays, State
 from proxygap.base.seeds import generator
 from proxygap.fit.dynamics.network import Normalizer
-from proxygap.fit.dynamics.shards import require_equal
 from proxygap.fit.dynamics.training import is_held_out
 from proxygap.fit.reward.items import check_pairs, preferences_of
 from proxygap.fit.reward.losses import stages_of
@@ -29,6 +28,7 @@ from proxygap.fit.reward.networks import Columns, Network, initial_members
 from proxygap.fit.reward.pretraining import pretrained_trunks
 from proxygap.fit.reward.shards import merge, split
 from proxygap.fit.reward.training import CHUNK, Pairs, held_out_scores, pair_tensors, require_finite, train
+from proxygap.fit.shards import require_equal
 
 if TYPE_CHECKING:
     from proxygap.fit.reward.settings import MlpReward, TransformerReward

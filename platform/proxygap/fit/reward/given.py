@@ -14,7 +14,7 @@ from proxygap.base.errors import InvalidDataset, InvalidExperiment, NonFiniteVal
 from proxygap.base.language import Answers, Float64, Items, Preferences, RewardFitReport
 from proxygap.base.protocols import LanguageTask, RewardModel, State
 from proxygap.base.seeds import generator
-from proxygap.fit.dynamics.shards import require_equal
+from proxygap.fit.shards import require_equal
 
 if TYPE_CHECKING:
     from proxygap.fit.reward.settings import CorrelatedProxies
