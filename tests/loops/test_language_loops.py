@@ -208,6 +208,23 @@ def test_remote_runners_and_learner_run_through(runs: Path) -> None:
     assert len(readings(summary)) == 6
 
 
+def test_training_comes_to_the_optimum_of_its_own_objective(runs: Path) -> None:
+    """Exact: every answer is listed, so the distance to pi_ref exp(r / beta) / Z is known (Korbak et al. 2022)."""
+    sections = {
+        "name": "optimum",
+        "task": {"kind": "bandit_lm", "prompts": 4, "answers": 8},
+        "policy": None,
+        "proxy": {"kind": "gold"},
+        "loop": {"kind": "language_rl", "real_steps": 19200},
+        "optimize": {"kind": "rloo", "prompts_per_iteration": 4, "answers_per_prompt": 16, "learning_rate": 0.05},
+        "probe": {"every": 1920, "resamples": 100},
+    }
+    sections["optimize"]["kl"] = {"coefficient": 0.5}
+    missing = [float(row["model/kl_to_optimum"]) for row in readings(run(experiment(runs, **sections)))]
+    assert missing[0] > 0.1
+    assert missing[-1] < 0.02
+
+
 def test_a_tilt_needs_answers_that_can_be_listed(runs: Path) -> None:
     loop = {"kind": "tilt", "real_steps": 4}
     summary = run(experiment(runs, name="tilt", loop=loop, optimize=None, probe={"resamples": 100}))

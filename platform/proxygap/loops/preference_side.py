@@ -31,6 +31,7 @@ from proxygap.loops.proxy_quality import ProxyQuality, RankingFollower
 from proxygap.probe.answer_measurements import answer_outcomes, proxy_gap, proxy_objectives, style_measurements
 from proxygap.probe.answers import AnswerSample
 from proxygap.probe.evaluator import AnswerEvaluator
+from proxygap.probe.kl import kl_to_optimum
 from proxygap.record.checkpoint import CheckpointStore
 from proxygap.record.provenance import file_hash
 from proxygap.record.samples import write_samples
@@ -217,16 +218,29 @@ class PreferenceSide:
             *proxy_gap(sample, *proxies, home, *home_proxies),
             *self.quality.at_home,
             Measurement("reward_accuracy_on_policy", abroad, Side.OBJECTIVE, "", Direction.HIGHER),
-            *(self._ranking(policy) if policy is not None else ()),
+            *self._of_training(policy, sample, proxies[0]),
         )
+
+    @property
+    def penalty(self) -> float:
+        """Coefficient of the KL in the reward that training starts with; 0 where there is none."""
+        kl: Any = getattr(self.experiment.optimize, "kl", None)
+        return float(kl.coefficient) if kl is not None and kl.place == "reward" else 0.0
+
+    def _of_training(
+        self, policy: LanguageModel | None, sample: AnswerSample, judged_B: Float64
+    ) -> tuple[Measurement, ...]:
+        """How far training is from its own optimum, and how the policy ranks the labeled pairs."""
+        if policy is None:
+            return ()
+        exact = self.evaluator.exact and self.penalty > 0
+        return (*([kl_to_optimum(sample, judged_B, self.penalty)] if exact else []), *self._ranking(policy))
 
     def _ranking(self, policy: LanguageModel) -> tuple[Measurement, ...]:
         if self.preferences is None:
             return ()
         if self.follower is None:
-            kl: Any = getattr(self.experiment.optimize, "kl", None)
-            beta = kl.coefficient if kl is not None and kl.coefficient > 0 else UNPENALIZED_BETA
-            flip = self.experiment.labels.flip
+            beta, flip = self.penalty or UNPENALIZED_BETA, self.experiment.labels.flip
             self.follower = RankingFollower(self.preferences, self.reference, self.prompt_PL, beta, flip)
         return self.follower.measure(policy)
 
