@@ -225,6 +225,13 @@ def test_training_comes_to_the_optimum_of_its_own_objective(runs: Path) -> None:
     assert missing[-1] < 0.02
 
 
+def test_improvement_stops_at_the_asked_distance(runs: Path) -> None:
+    loop = {"kind": "language_rl", "real_steps": 96, "kl_stop": 1e-9}
+    clocks = [row["clocks"] for row in readings(run(experiment(runs, name="stopped", loop=loop)))]
+    assert "real_step=96" in clocks[-1]
+    assert all("policy_update=1," in each for each in clocks), "the first evaluation finds it too far already"
+
+
 def test_a_tilt_needs_answers_that_can_be_listed(runs: Path) -> None:
     loop = {"kind": "tilt", "real_steps": 4}
     summary = run(experiment(runs, name="tilt", loop=loop, optimize=None, probe={"resamples": 100}))

@@ -21,6 +21,8 @@ from proxygap.base.measurement import Direction, Measurement, Side
 from proxygap.probe.overoptimization import Curve, with_ends
 from proxygap.probe.statistics import Interval, expanded_level, paired_difference
 
+HIGHEST_AT_END = "gold is highest at the end"
+"""The reason of a curve that does not turn down."""
 _ALL_SIGNS = 12
 """Up to this many seeds every pattern of signs is tried."""
 _SIGNS = 4096
@@ -55,6 +57,11 @@ class Knee:
     drop: Interval
     drop_p: float
     proxy_rise: Interval
+
+    @property
+    def rising(self) -> bool:
+        """Whether there is no knee because gold is highest at the end, not because of noise."""
+        return self.reason == HIGHEST_AT_END
 
     def measurements(self, prefix: str = "") -> tuple[Measurement, ...]:
         """``gap/PREFIX`` + ``knee_found`` (1 or 0), ``knee_drop``, ``knee_drop_p``, ``knee_proxy_rise``.
@@ -175,7 +182,7 @@ def _why_no_knee(index: int, candidates: int, drop_p: float, seeds: int, confide
     if seeds < needed:
         return f"seeds: {seeds}; at least {needed} are needed to tell a fall from noise at {confidence:.0%}"
     if index >= candidates:
-        return "gold is highest at the end"
+        return HIGHEST_AT_END
     if drop_p > 1 - confidence:
         return f"the fall after the highest point is within noise (p = {drop_p:.3f})"
     return ""

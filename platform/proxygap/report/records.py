@@ -181,6 +181,11 @@ class KneeLike(Protocol):
         ...
 
     @property
+    def rising(self) -> bool:
+        """Whether that is because gold is highest at the end."""
+        ...
+
+    @property
     def d(self) -> IntervalLike:
         """Distance of the peak."""
         ...

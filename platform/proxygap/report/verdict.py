@@ -85,9 +85,8 @@ def _turning(analysis: Analysis, distance: Distance) -> Verdict:
     distances = [float(d) for curve in distance.curves.values() for d in curve.d_T if math.isfinite(d)]
     reach = f" up to {number_text(max(distances) ** 2)} nats from the reference" if distances else ""
     why = knee.reason if knee.reason.startswith("seeds: ") else f"{knee.reason}; {plural(used, 'seed')}"
-    highest_at_end = knee.reason.endswith("at the end")
     sentence = f"No turning point of {outcome} is shown{reach} ({why})."
-    return Verdict("yes" if highest_at_end else "undecided", sentence, tuple(remarks))
+    return Verdict("yes" if knee.rising else "undecided", sentence, tuple(remarks))
 
 
 def label(name: str) -> str:
