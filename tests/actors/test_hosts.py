@@ -124,9 +124,9 @@ def test_a_hung_host_is_killed_and_its_successor_answers(make: Make, events: Any
     pool = make((2.0,))
     pool.update_all("fit", x(2.0))
     began = time.monotonic()
-    answer = pool.call_all("apply", x(1.0), {"seconds": 600.0, "once": str(tmp_path / "hung")}, deadline_s=10.0)
+    answer = pool.call_all("apply", x(1.0), {"seconds": 600.0, "once": str(tmp_path / "hung")}, deadline_s=20.0)
     assert [y(each) for each in answer] == [[4.0]]
-    assert time.monotonic() - began < 10.5
+    assert time.monotonic() - began < 20.5
     assert "hung in apply" in events[0][1]["cause"]
 
 
