@@ -8,6 +8,7 @@ Shape legend: P prompts, K enumerable answers, B answers of the pool.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,13 +24,13 @@ from proxygap.optimize.best_of_n import best_of_n_distribution, best_of_n_kl, be
 from proxygap.optimize.tilt import tilted_to_kl
 
 if TYPE_CHECKING:
-    from proxygap.base.language import Answers, Float64
+    from proxygap.base.language import Float64
     from proxygap.base.measurement import Measurement
     from proxygap.experiment import Experiment
     from proxygap.probe.answers import AnswerSample
 
 
-class Ladder:
+class Ladder(ABC):
     """What the two loops share: rungs to climb one by one, and a state that is the preference side's and the rung."""
 
     def __init__(self, experiment: Experiment, seed: int, rungs: list[int]) -> None:
@@ -49,6 +50,18 @@ class Ladder:
     def measure_due(self) -> bool:
         """Always: every rung is a policy."""
         return True
+
+    @abstractmethod
+    def sample(self) -> AnswerSample:
+        """What the policy of this rung answers."""
+
+    def measure(self) -> tuple[Measurement, ...]:
+        """Both sides of the policy of this rung."""
+        return self.side.measure(self.sample())
+
+    def keep(self, folder: Path, provenance: Mapping[str, str]) -> None:
+        """Labels, and answers of the last rung."""
+        self.side.keep(folder, provenance, self.sample())
 
     def parts(self) -> dict[str, State]:
         """The complete state."""
@@ -71,39 +84,30 @@ class BestOfN(Ladder):
         assert isinstance(experiment.loop, BestOfNLoop)
         super().__init__(experiment, seed, best_of_n_rungs(experiment.loop.real_steps, experiment.loop.per_doubling))
         self.settings = experiment.loop
-        self._pool: tuple[Answers, Float64] | None = None
-
-    def measure(self) -> tuple[Measurement, ...]:
-        """Both sides of choosing the best of this many answers."""
-        return self.side.measure(self.sample())
-
-    def keep(self, folder: Path, provenance: Mapping[str, str]) -> None:
-        """Labels, and answers of the last rung."""
-        self.side.keep(folder, provenance, self.sample())
+        self._pool: tuple[AnswerSample, Float64] | None = None
 
     def sample(self) -> AnswerSample:
         """The answers that would be chosen, by their weight."""
         n, side = self.clocks.real_step, self.side
-        answers, proxy_B = self._judged_pool()
+        pool, proxy_B = self._judged_pool()
         prompts = len(side.prompt_PL)
         proxy_PK = proxy_B.reshape(prompts, -1)
         enumeration = side.task.enumeration()
         if enumeration is not None:
             return side.table_sample(best_of_n_distribution(enumeration.reference_log_prob_PK, proxy_PK, [n])[0])
         weight_PK = np.stack([_fair_weights(proxy_K, n) for proxy_K in proxy_PK])
-        return side.pool_sample(answers).weighted(weight_PK.ravel() / prompts, float(best_of_n_kl(n)), "best_of_n")
+        return pool.weighted(weight_PK.ravel() / prompts, float(best_of_n_kl(n)), "best_of_n")
 
-    def _judged_pool(self) -> tuple[Answers, Float64]:
+    def _judged_pool(self) -> tuple[AnswerSample, Float64]:
         """All answers that there are, or a pool of the reference's; prompt by prompt, with their proxy reward."""
         if self._pool is None:
             side = self.side
             if side.task.enumeration() is not None:
-                answers = side.reference_sample.answers
+                pool = side.reference_sample
             else:
                 prompt_B = np.repeat(np.arange(len(side.prompt_PL)), max(self.settings.pool, self.settings.real_steps))
-                answers = side.answer(prompt_B, "best_of_n/pool")
-            proxy_B = side.judged(side.scores(answers), answers, update=False).numpy().astype(np.float64)
-            self._pool = answers, proxy_B
+                pool = side.pool_sample(side.answer(prompt_B, "best_of_n/pool"))
+            self._pool = pool, side.proxies(pool)[0]
         return self._pool
 
 
@@ -123,14 +127,6 @@ class Tilt(Ladder):
                 remedy="Use loop best_of_n or language_rl, or a task like bandit_lm",
             )
 
-    def measure(self) -> tuple[Measurement, ...]:
-        """Both sides of the exact optimum at this distance."""
-        return self.side.measure(self.sample())
-
-    def keep(self, folder: Path, provenance: Mapping[str, str]) -> None:
-        """Labels, and answers of the last rung."""
-        self.side.keep(folder, provenance, self.sample())
-
     def sample(self) -> AnswerSample:
         """All answers, by their probability under the optimum."""
         enumeration = self.side.task.enumeration()
@@ -142,9 +138,8 @@ class Tilt(Ladder):
 
     def _proxies(self) -> Float64:
         if self._proxy_PK is None:
-            side, answers = self.side, self.side.reference_sample.answers
-            proxy_B = side.judged(side.scores(answers), answers, update=False).numpy().astype(np.float64)
-            self._proxy_PK = proxy_B.reshape(len(side.prompt_PL), -1)
+            proxy_B, _ = self.side.proxies(self.side.reference_sample)
+            self._proxy_PK = proxy_B.reshape(len(self.side.prompt_PL), -1)
         return self._proxy_PK
 
 

@@ -69,6 +69,7 @@ class PreferenceSide:
         self.prepared = False
         self.quality: ProxyQuality | None = None
         self.follower: RankingFollower | None = None
+        self._scored: list[tuple[Int64, torch.Tensor]] = []
         name = f"{experiment.folder_name}/seed-{seed}"
         self.reward: RewardModel = build_reward(
             experiment.proxy,
@@ -205,10 +206,10 @@ class PreferenceSide:
         With the ``policy`` itself, also how it ranks the labeled pairs.
         """
         home = self.reference_sample
-        home_proxies, proxies = self._proxies(home), self._proxies(sample)
+        home_proxies, proxies = self.proxies(home), self.proxies(sample)
         if self.quality is None:
             plenty = home if self.evaluator.exact else self.pool_sample(self.reference_answers)
-            judged_B, scores_MB = self._proxies(plenty)
+            judged_B, scores_MB = self.proxies(plenty)
             self.quality = ProxyQuality(self.seed, plenty, scores_MB, judged_B)
         abroad = self.quality.abroad(sample, proxies[0])
         return (
@@ -244,14 +245,13 @@ class PreferenceSide:
             self.follower = RankingFollower(self.preferences, self.reference, self.prompt_PL, beta, flip)
         return self.follower.measure(policy)
 
-    def _proxies(self, sample: AnswerSample) -> tuple[Float64, Float64]:
-        """Judged rewards and member scores. The same answers, as every exact evaluation lists them, are scored once."""
-        known, home = getattr(self, "_home_scores", None), self.reference_sample
-        same = known is not None and sample.answers.token_BT is home.answers.token_BT
-        scores_MB = known if same else self.scores(sample.answers)
-        if sample is home:
-            self._home_scores = scores_MB
-        assert scores_MB is not None
+    def proxies(self, sample: AnswerSample) -> tuple[Float64, Float64]:
+        """Judged rewards (B,) and member scores (M, B). Answers that are weighted again and again are scored once."""
+        token_BT = sample.answers.token_BT
+        scores_MB = next((scores for scored, scores in self._scored if scored is token_BT), None)
+        if scores_MB is None:
+            scores_MB = self.scores(sample.answers)
+            self._scored = [*self._scored[:1], (token_BT, scores_MB)]  # the reference's own, and the newest
         judged_B = self.judged(scores_MB, sample.answers, update=False)
         return judged_B.numpy().astype(np.float64), scores_MB.numpy().astype(np.float64)
 

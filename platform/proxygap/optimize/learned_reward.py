@@ -162,13 +162,17 @@ class LearnedReward(ConnectorV2):
         """Scores of all members at one version, from all actors at once. Silence never becomes a default reward."""
         until = time.monotonic() + self.deadline_s
         shared = ray.put(dict(items)) if len(self.actors) > 1 else dict(items)
+        cause = ""
         while True:
             first = [self._send(name, shared) for name in self.actors]
-            replies = [self._reply(name, shared, ref, until) for name, ref in zip(self.actors, first, strict=True)]
+            replies = [
+                self._reply(name, shared, ref, until, cause) for name, ref in zip(self.actors, first, strict=True)
+            ]
             versions = [reply.loaded_version for reply in replies]
             if len(set(versions)) == 1:
                 return torch.from_numpy(np.concatenate([reply.arrays["score"].T for reply in replies]))
-            self._pause(", ".join(self.actors), f"they hold versions {versions}", until)
+            cause = f"they hold versions {versions}"
+            self._pause(", ".join(self.actors), cause, until)
 
     def _send(self, name: str, items: Any) -> Any:
         """A reference to the reply, or None while no such actor is alive."""
@@ -177,20 +181,23 @@ class LearnedReward(ConnectorV2):
         except (ValueError, RayActorError, PendingCallsLimitExceeded):
             return None
 
-    def _reply(self, name: str, items: Any, ref: Any, until: float) -> Any:
-        cause = "no such actor, or it is being restarted"
+    def _reply(self, name: str, items: Any, ref: Any, until: float, before: str) -> Any:
+        """The reply of one actor; an attempt that meets the deadline says less than what went wrong ``before`` it."""
+        cause = before or "no such actor, or it is being restarted"
         while True:
             try:
                 if ref is not None:
                     reply = ray.get(ref, timeout=max(0.0, until - time.monotonic()))
                     if not reply.stale:
                         return reply
-                    cause = (
+                    before = cause = (
                         "it has no version loaded: its pool loads it again when the pool is next asked for something"
                     )
             except RayTaskError as error:
                 raise (error.cause if isinstance(error.cause, Exception) else error) from error
             except (RayActorError, GetTimeoutError) as error:
+                if before and isinstance(error, GetTimeoutError):
+                    self._pause(name, before, until)
                 cause = " ".join(f"{type(error).__name__}: {error}".split())[:500]
             self._pause(name, cause, until)
             ref = self._send(name, items)
