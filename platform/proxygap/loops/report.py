@@ -17,6 +17,7 @@ from proxygap.experiment import Experiment, validate
 from proxygap.loops.links import study_links
 from proxygap.probe import gap, overoptimization, statistics
 from proxygap.probe.knee import knee
+from proxygap.probe.over_seeds import over_seeds
 from proxygap.probe.overoptimization import Curve
 from proxygap.record.folder import ExperimentFolder, RunState
 from proxygap.record.journal import Journal
@@ -136,14 +137,11 @@ def write_aggregates(folder: ExperimentFolder) -> None:
         journal.close()
 
 
-def _over_seeds(rows: pd.DataFrame, records: ReportInput) -> list[Measurement]:
-    """Interquartile mean over seeds (Agarwal et al. 2021) with its interval."""
+def _over_seeds(rows: pd.DataFrame, records: ReportInput) -> tuple[Measurement, ...]:
     first = rows.iloc[0]
-    rng = generator(0, f"aggregate/{first['key']}")
-    it = statistics.stratified_bootstrap(rows["value"].to_numpy(), rng, records.resamples, records.confidence)
-    ends = {"iqm": it.estimate, "iqm_low": it.low, "iqm_high": it.high}
     side, direction = Side(first["side"]), Direction(first["direction"])
-    return [Measurement(f"{first['name']}/{end}", v, side, first["unit"], direction) for end, v in ends.items()]
+    measured = Measurement(first["name"], float(first["value"]), side, first["unit"], direction)
+    return over_seeds(measured, rows["value"].tolist(), records.resamples, records.confidence)
 
 
 def _population(records: ReportInput) -> tuple[Measurement, ...]:

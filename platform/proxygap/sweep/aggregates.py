@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from proxygap.base.clock import Clocks
 from proxygap.base.measurement import Measurement, Reading, Side
-from proxygap.base.seeds import generator
-from proxygap.probe.statistics import stratified_bootstrap
+from proxygap.probe.over_seeds import over_seeds
 from proxygap.record.folder import ExperimentFolder
 from proxygap.record.journal import Journal
 
@@ -42,10 +41,7 @@ def write_trial_aggregates(
 
 def _over_seeds(lasts: Sequence[Reading], resamples: int, confidence: float) -> list[Measurement]:
     by_seed = [{m.key: m for m in reading.measurements if m.side in SIDES} for reading in lasts]
-    found = []
+    found: list[Measurement] = []
     for key, first in by_seed[0].items():
-        values = [each[key].value for each in by_seed if key in each]
-        it = stratified_bootstrap(values, generator(0, f"aggregate/{key}"), resamples, confidence)
-        for end, value in {"iqm": it.estimate, "iqm_low": it.low, "iqm_high": it.high}.items():
-            found.append(Measurement(f"{first.name}/{end}", value, first.side, first.unit, first.direction))
+        found += over_seeds(first, [each[key].value for each in by_seed if key in each], resamples, confidence)
     return found

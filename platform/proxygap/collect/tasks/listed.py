@@ -6,6 +6,7 @@ loads no torch.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -47,9 +48,9 @@ class ListedTask(DrawnTruth):
     """Features of an answer: length and style, then what it says."""
 
     @property
+    @abstractmethod
     def truth(self) -> Truth:
         """All tables. Raises `InvalidExperiment` where the truth follows a run that is not named yet."""
-        raise NotImplementedError
 
     @property
     def item_spec(self) -> ItemSpec:

@@ -6,6 +6,7 @@ end by themselves), U tokens an answer is searched over (padding and words). Imp
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass, fields
 from typing import Self
 
@@ -56,9 +57,9 @@ class SequenceTask(DrawnTruth):
         return self
 
     @property
+    @abstractmethod
     def chain(self) -> Chain:
         """What demonstrations are drawn from."""
-        raise NotImplementedError
 
     @property
     def name(self) -> str:
