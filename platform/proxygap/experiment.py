@@ -9,7 +9,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
-from pydantic import Field, NonNegativeFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from proxygap import registry
 from proxygap.base.config import Settings, canonical_hash
@@ -83,6 +91,17 @@ class Compute(Settings):
     """Seeds that run at the same time, each in a Ray actor of its own; 1 runs them one by one in this process."""
     cpus_per_seed: NonNegativeFloat = 1.0
     """CPUs reserved for each seed that runs in an actor."""
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Labels that the node of a seed's or a trial's process must have: the pool of the policies."""
+    resources: dict[str, PositiveFloat] = Field(default_factory=dict)
+    """Custom resources reserved for each seed that runs in an actor."""
+    runner_resources: dict[str, PositiveFloat] = Field(default_factory=dict)
+    """Custom resources reserved per remote environment runner; RLlib places runners by resources, not by labels."""
+    learner_resources: dict[str, PositiveFloat] = Field(default_factory=dict)
+    """Custom resources reserved per remote Learner."""
+    max_failures: NonNegativeInt = 3
+    """Times that a seed is taken up again from its newest checkpoint after a process or a node was lost. Errors of the
+    experiment itself are never repeated."""
 
 
 class Experiment(Settings):

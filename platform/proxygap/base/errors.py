@@ -92,6 +92,18 @@ class NonFiniteValue(ProxyGapError):
     exit_code = 11
 
 
+class SubmissionFailed(ProxyGapError):
+    """A cluster does not take, or does not know, a job: unreachable, another version, wrong token, no such job."""
+
+    exit_code = 12
+
+
+class Superseded(ProxyGapError):
+    """A newer attempt has taken over the run; what this one would still write is refused."""
+
+    exit_code = 13
+
+
 class Interrupted(ProxyGapError):
     """The run was asked to stop (SIGINT or SIGTERM); its state is checkpointed."""
 

@@ -12,6 +12,9 @@ class Record(Settings):
 
     folder: str = "runs"
     """Folder that holds one folder per experiment."""
+    storage: str | None = None
+    """Where a copy of every run is kept that all nodes reach: a URI of any pyarrow filesystem, e.g. ``s3://bucket/runs``
+    or ``file:///nfs/runs``. Default: ``PROXYGAP_STORAGE``; without either, what writes records stays on one node."""
     tracking_uri: str | None = None
     """MLflow tracking URI. Default: ``MLFLOW_TRACKING_URI``, or else SQLite inside ``folder``."""
     tracking_experiment: str | None = Field(default=None, min_length=1, max_length=500)

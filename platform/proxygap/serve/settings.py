@@ -20,6 +20,11 @@ class Hosting(Settings):
     """GPUs reserved per host; the model runs on one when it is above 0."""
     accelerator_type: str | None = None
     """Ray's name of the accelerator that a host needs, e.g. ``H100``."""
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Labels that the node of a host must have, by Ray's selector syntax, e.g. ``{pool: reward}`` or
+    ``{zone: "in(a,b)"}``. Kinds of hosts with different labels have pools of their own."""
+    resources: dict[str, PositiveFloat] = Field(default_factory=dict)
+    """Custom resources reserved per host, by the names that the nodes were started with."""
     strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
     """Whether hosts share nodes or keep apart; the STRICT forms fail instead of compromising."""
     deadline_s: PositiveFloat = 60.0

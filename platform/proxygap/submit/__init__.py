@@ -1,0 +1,1 @@
+"""Ray Jobs, and the files that clusters are made from."""
