@@ -5,7 +5,7 @@ export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: demo test lint studies bench clean
+.PHONY: demo test lint studies bench chaos audit clean
 
 demo: .venv/installed
 	$(BIN)/proxygap run pipelines/quickstart.yaml
@@ -25,6 +25,14 @@ studies: .venv/installed
 
 bench: .venv/installed-bench
 	for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit $$?; done
+
+chaos: .venv/installed-dev
+	$(BIN)/python -m tests.chaos.long
+
+audit: .venv/installed
+	$(PYTHON) -m venv .venv/audit
+	.venv/audit/bin/pip install --quiet pip-audit
+	.venv/audit/bin/pip-audit --no-deps --requirement requirements.lock
 
 clean:
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -65,7 +65,11 @@ def main() -> bool:
                 written["checkpoint"].append(size / saved / 1e6)
                 written["plain write and fsync"].append(size / wrote / 1e6)
                 cpu_s.append(cpu)
-        details = {"megabytes": size / 1e6, "save_cpu_s": round(float(np.median(cpu_s)), 3), **others(folder, store, size)}
+        details = {
+            "megabytes": size / 1e6,
+            "save_cpu_s": round(float(np.median(cpu_s)), 3),
+            **others(folder, store, size),
+        }
     claims = [Ratio("checkpoint", "plain write and fsync", AT_LEAST)]
     return report("checkpoint", unit="MB/s", samples=written, claims=claims, details=details)
 

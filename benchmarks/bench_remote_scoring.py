@@ -1,9 +1,9 @@
 """Scoring through hosts on another node against hosts on the same node: batches of 1024 rows of 1 kB.
 
 Two raylets with object stores of their own on one machine; a batch (1 MB) crosses from store to store over loopback, as
-it would cross a network that is not the bottleneck. The reward ensemble is an MLP of 5 members on 256 features. Both pools
-hold equal models, and are asked in turns by the same process; answers are compared first. Wall clock, since waiting is
-what a distant host costs. The second row asks two batches at a time from two threads, which hides the way.
+it would cross a network that is not the bottleneck. The reward ensemble is an MLP of 5 members on 256 features. Both
+pools hold equal models, and are asked in turns by the same process; answers are compared first. Wall clock, since
+waiting is what a distant host costs. The second row asks two batches at a time from two threads, which hides the way.
 """
 
 from __future__ import annotations

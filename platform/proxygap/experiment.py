@@ -100,8 +100,8 @@ class Compute(Settings):
     learner_resources: dict[str, PositiveFloat] = Field(default_factory=dict)
     """Custom resources reserved per remote Learner."""
     max_failures: NonNegativeInt = 3
-    """Times that a seed is taken up again from its newest checkpoint after a process or a node was lost. Errors of the
-    experiment itself are never repeated."""
+    """Times in a row, without a new checkpoint between them, that a seed is taken up again from its newest checkpoint
+    after a process or a node was lost. Errors of the experiment itself are never repeated."""
 
 
 class Experiment(Settings):
@@ -326,7 +326,8 @@ class Experiment(Settings):
     def needs_ray(self) -> bool:
         """Whether anything runs on Ray: RLlib, hosts, or seeds in actors."""
         hosts = sum(hosting.hosts for hosting in self.hostings.values())
-        return self.loop.kind not in SELF_PACED or hosts > 0 or self.parallel_seeds > 1
+        placed = bool(self.compute.labels or self.compute.resources)
+        return self.loop.kind not in SELF_PACED or hosts > 0 or self.parallel_seeds > 1 or placed
 
     @property
     def learners(self) -> tuple[int, float]:

@@ -18,12 +18,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from proxygap.base.errors import InvalidExperiment, TrackerUnavailable
+from proxygap.record.view import VIEW_TAG, view_address
 
 START_S = 180.0
 """Longest wait for the server's first answer; it may have to migrate its database."""
 GRACE_S = 10.0
 """How long the server may take to end before it is killed."""
 _WAIT_S = 0.2
+_QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # else eight more processes, which nothing here makes use of
+}
 
 
 def free_port(host: str, wanted: int) -> int:
@@ -56,7 +61,7 @@ def server(uri: str, root: Path, host: str, port: int, log: Path) -> Iterator[su
     """
     command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1"]
     command += ["--artifacts-destination", str(root.absolute() / "mlartifacts")]
-    environment = {"MLFLOW_DISABLE_TELEMETRY": "true", **os.environ, "MLFLOW_BACKEND_STORE_URI": uri}
+    environment = {**_QUIET, **os.environ, "MLFLOW_BACKEND_STORE_URI": uri}
     with log.open("ab") as messages:
         child = subprocess.Popen(  # noqa: S603
             command,
@@ -84,14 +89,20 @@ def await_answer(base: str, child: subprocess.Popen[bytes], log: Path, stop: Cal
         time.sleep(_WAIT_S)
 
 
-def experiment_page(base: str, name: str) -> str:
-    """The address of an experiment's page; of the whole tracker where it does not know the experiment."""
+def experiment_page(base: str, name: str, view: str = "") -> str:
+    """The address of an experiment's page, with the view of that id where the tracker has it.
+
+    Without the view it is the plain list of runs; where the tracker does not know the experiment, its first page.
+    """
     query = urllib.parse.urlencode({"experiment_name": name})
     try:
         with urllib.request.urlopen(  # noqa: S310
             f"{base}/api/2.0/mlflow/experiments/get-by-name?{query}", timeout=10
         ) as answer:
-            number = json.load(answer)["experiment"]["experiment_id"]
+            experiment = json.load(answer)["experiment"]
+            number = experiment["experiment_id"]
+            if any(tag["key"] == f"{VIEW_TAG}{view}" for tag in experiment.get("tags", ())):
+                return view_address(f"{base}/", number, view)
             return f"{base}/#/experiments/{number}/runs?workflowType=machine_learning"  # not MLflow's page for agents
     except (OSError, ValueError, KeyError):
         return f"{base}/"

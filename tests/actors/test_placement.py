@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import tempfile
 import time
 from typing import Any
 
@@ -83,54 +79,3 @@ def _trial() -> tuple[dict[str, str], list[float]]:
     groups = {each["name"]: each["state"] for each in placement_group_table().values()}
     inner.close()
     return groups, [float(answer["y_BF"][0, 0]) for answer in answers]
-
-
-TWO_NODES = """
-import ray
-from ray.cluster_utils import Cluster
-from proxygap.base.errors import InfeasibleResources
-from proxygap.serve.pool import HostPool
-from proxygap.serve.settings import Hosting
-from proxygap.testing.hosted import affine_recipe
-
-def nodes(hosts, **options):
-    pool = HostPool([affine_recipe(2.0)] * hosts, Hosting(cpus=1.0, **options), "run/affine", lambda *_: None)
-    placed = [health.node_id for health in pool.health()]
-    pool.close()
-    return placed
-
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-try:
-    cluster.add_node(num_cpus=2)
-    cluster.wait_for_nodes()
-    ray.init(address=cluster.address, log_to_driver=False)
-    for strategy in ("SPREAD", "STRICT_SPREAD"):
-        assert len(set(nodes(2, strategy=strategy))) == 2, strategy
-    assert len(set(nodes(2, strategy="STRICT_PACK"))) == 1
-    packed = nodes(4)
-    assert sorted(packed.count(node) for node in set(packed)) == [2, 2]
-    try:
-        nodes(3, strategy="STRICT_PACK")
-    except InfeasibleResources as error:
-        assert "one node with CPU 3" in str(error), error
-    else:
-        raise AssertionError("three CPUs on a node of two")
-finally:
-    ray.shutdown()
-    cluster.shutdown()
-print("placed")
-"""
-
-
-@pytest.mark.slow
-def test_two_nodes_node_by_node() -> None:
-    with tempfile.TemporaryDirectory(prefix="pg", ignore_cleanup_errors=True) as folder:  # short: it holds sockets
-        done = subprocess.run(
-            [sys.executable, "-c", TWO_NODES],
-            env={**os.environ, "RAY_TMPDIR": folder},  # the address file of this cluster must mislead no one else
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-    assert done.stdout.endswith("placed\n"), done.stderr[-3000:]

@@ -5,8 +5,6 @@ The runs share one Ray and start in this process.
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,11 +15,10 @@ import pytest
 import ray
 import torch
 
-from proxygap.base.progress import Progress
 from proxygap.experiment import Experiment, validate
 from proxygap.loops.run import RunSummary, resume, run
 from proxygap.record.folder import ExperimentFolder, RunState
-from proxygap.record.rows import EventRow, ReadingRow, read_journal
+from proxygap.record.rows import ReadingRow, read_journal
 from tests.loops.command import SMALL
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -99,23 +96,6 @@ def hosted(hosts: int) -> dict[str, Any]:
 @pytest.mark.parametrize("hosts", [1, 2])
 def test_hosts_measure_what_the_twin_measures(runs: Path, in_process: list[dict[str, str]], hosts: int) -> None:
     assert readings(run(experiment(runs, **hosted(hosts)))) == in_process
-
-
-def test_a_killed_host_is_an_event_and_changes_nothing(runs: Path, in_process: list[dict[str, str]]) -> None:
-    def kill_once(progress: Progress) -> None:
-        if progress.clocks.real_step >= 120 and not killed:
-            (host,) = [each for each in actors() if "Host" in " ".join(each.cmdline())]
-            os.kill(host.pid, signal.SIGKILL)
-            killed.append(host.pid)
-
-    killed: list[int] = []
-    summary = run(experiment(runs, name="killed", **hosted(1)), on_progress=kill_once)
-    assert readings(summary) == in_process
-    rows = read_journal(ExperimentFolder(summary.folder).seed(0).journal)
-    (restart,) = [row for row in rows if isinstance(row, EventRow) and row.kind == "host_restarted"]
-    assert restart.detail["restarts"] == 1
-    assert restart.clocks.real_step >= 120
-    assert "host_restarted" in (summary.report.read_text())
 
 
 def test_seeds_side_by_side_measure_what_they_measure_one_by_one(runs: Path) -> None:

@@ -12,6 +12,7 @@ import sys
 import time
 import urllib.request
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,13 @@ from proxygap.record.journal import Journal
 from proxygap.record.rows import ReadingRow, read_journal
 from proxygap.record.tracker import allowed_name
 
-QUIET = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "OMP_NUM_THREADS": "1"}
+QUIET = {
+    **os.environ,
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    "DO_NOT_TRACK": "true",
+    "OMP_NUM_THREADS": "1",
+}
 
 
 def reading(iteration: int, value: float | None = None, seconds: float = 1.0) -> Reading:
@@ -73,7 +80,18 @@ def assert_history(uri: str, run: Run, journal: Path) -> None:
 
     They are read from the database itself: MLflow's client needs a request for every key.
     """
-    expected: Counter[tuple[str, str, int, int]] = Counter()
+    query = "select key, value, is_nan, step, timestamp from metrics where run_uuid = ? and key not like 'setting/%'"
+    with contextlib.closing(sqlite3.connect(uri.removeprefix("sqlite:///"))) as database:
+        rows = database.execute(query, [run.info.run_id]).fetchall()
+    assert as_told(rows) == history_of(journal)
+
+
+History = Counter[tuple[str, str, int, int]]
+
+
+def history_of(journal: Path) -> History:
+    """What a journal says of every metric: key, value, step and time, and how often."""
+    expected: History = Counter()
     for row in read_journal(journal):
         if isinstance(row, ReadingRow):
             clocks = row.reading.clocks
@@ -81,10 +99,12 @@ def assert_history(uri: str, run: Run, journal: Path) -> None:
             values |= {f"clock/{name}": float(tick) for name, tick in clocks.as_dict().items()}
             for key, value in values.items():
                 expected[allowed_name(key), told(value), clocks.real_step, row.time_ms] += 1
-    query = "select key, value, is_nan, step, timestamp from metrics where run_uuid = ? and key not like 'setting/%'"
-    with contextlib.closing(sqlite3.connect(uri.removeprefix("sqlite:///"))) as database:
-        rows = database.execute(query, [run.info.run_id]).fetchall()
-    assert Counter((key, told(math.nan if nan else value), step, ms) for key, value, nan, step, ms in rows) == expected
+    return expected
+
+
+def as_told(rows: Iterable[tuple[str, float, bool, int, int]]) -> History:
+    """Rows of MLflow's table of metrics (key, value, whether it is NaN, step, milliseconds) in the same form."""
+    return Counter((key, told(math.nan if nan else value), step, ms) for key, value, nan, step, ms in rows)
 
 
 def told(value: float) -> str:
@@ -93,15 +113,15 @@ def told(value: float) -> str:
 
 
 class Server:
-    """``mlflow server`` on SQLite, one worker."""
+    """``mlflow server``, by default on SQLite with one worker."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, store: str = "") -> None:
         self._root = root
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.uri = f"http://127.0.0.1:{self.port}"
-        self.store = f"sqlite:///{root}/server.db"
+        self.store = store or f"sqlite:///{root}/server.db"
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -109,9 +129,13 @@ class Server:
         stores = [f"--backend-store-uri={self.store}", f"--artifacts-destination={self._root}/art"]
         with (self._root / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [*command, *stores, "--workers", "1"], stdout=log, stderr=log, env=QUIET, start_new_session=True
+                [*command, *stores, "--workers", "1"],
+                stdout=log,
+                stderr=log,
+                env=QUIET,
+                start_new_session=True,
             )
-        for _ in range(300):
+        for _ in range(1200):  # four minutes, on a machine with much else to do
             try:
                 with urllib.request.urlopen(f"{self.uri}/health", timeout=1):
                     return

@@ -18,6 +18,7 @@ from proxygap.record.rows import EventRow, read_journal
 from proxygap.record.sweep_folder import TrialState, read_ledger
 from proxygap.sweep.progress import SweepProgress
 from proxygap.sweep.run import run_sweep
+from proxygap.sweep.trial_records import lock_file
 from tests.sweep import small
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -81,7 +82,7 @@ def kill_once(folder: Path, at: int, times: int) -> Any:
     def look(_: SweepProgress) -> None:
         ledger = small.place(folder).ledger.read_text()
         if left[0] and ledger.count('"reported"') >= at * (times - left[0] + 1):
-            lock = str(small.place(folder).trial(0).path / ".trial.lock")
+            lock = str(lock_file(small.place(folder).trial(0).path))
             for process in psutil.process_iter():
                 if process.name().startswith("ray::") and lock in {each.path for each in process.open_files()}:
                     left[0] -= 1

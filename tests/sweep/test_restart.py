@@ -71,7 +71,6 @@ def test_interrupt_checkpoints_and_the_folder_alone_continues(tmp_path: Path) ->
     status = place.trial(1).seed(0).status()
     assert status is not None
     assert (status.state, status.reason) == ("interrupted", "the sweep was interrupted")
-    assert not (place.path / "stop").exists()
     assert not (place.path / ".tune").exists()
     assert resume_sweep(place.path).complete
     found = small.told(tmp_path)

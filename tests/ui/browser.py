@@ -25,6 +25,7 @@ QUIET = {
     "disable-component-update": "",
     "disable-sync": "",
     "disable-dev-shm-usage": "",
+    "disable-features": "=IsolateSandboxedIframes",  # so that `inside` reaches them
     "window-size": "=1400,1000",
     "remote-debugging-port": "=0",
 }
@@ -49,10 +50,20 @@ class Page:
         """The value of a JavaScript expression."""
         return self._call("Runtime.evaluate", expression=script, returnByValue=True)["result"].get("value")
 
-    def wait(self, script: str, within_s: float = 60.0) -> None:
-        """Until an expression is true."""
-        until = time.monotonic() + within_s
-        while not self.evaluate(f"Boolean({script})"):
+    def inside(self, script: str) -> Any:
+        """The value of a JavaScript expression inside the page's first frame; None while there is no frame."""
+        frames = self._call("Page.getFrameTree")["frameTree"].get("childFrames", [])
+        if not frames:
+            return None
+        world = self._call("Page.createIsolatedWorld", frameId=frames[0]["frame"]["id"])["executionContextId"]
+        return self._call("Runtime.evaluate", expression=script, contextId=world, returnByValue=True)["result"].get(
+            "value"
+        )
+
+    def wait(self, script: str, within_s: float = 60.0, *, inside: bool = False) -> None:
+        """Until an expression is true, on the page or inside its first frame."""
+        until, ask = time.monotonic() + within_s, self.inside if inside else self.evaluate
+        while not ask(f"Boolean({script})"):
             assert time.monotonic() < until, f"never true: {script}\n{self.evaluate('document.body.innerText')}"
             time.sleep(0.2)
 

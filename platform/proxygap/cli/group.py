@@ -16,6 +16,7 @@ from proxygap import __version__
 from proxygap.base.errors import ProxyGapError
 
 HINT = "This is a defect of ProxyGap: please report it with the lines above and the output of `proxygap doctor`."
+UNPUBLISHED = "The copy in record.storage is not complete; the same command, on this machine, completes it."
 _JSON = "proxygap.as_json"
 
 

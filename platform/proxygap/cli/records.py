@@ -97,18 +97,19 @@ def sync(run_folder: str | None, root: Path, as_json: bool) -> None:
 @click.option("--port", default=5000, show_default=True, type=click.IntRange(0, 65535), help="Another, if it is taken.")
 @click.option("--browser/--no-browser", default=True, help="Open a browser where there is one.")
 def ui(run_folder: str | None, root: Path, host: str, port: int, browser: bool) -> None:
-    """Open MLflow's pages on a run or a sweep; Ctrl-C ends them."""
+    """Open MLflow's pages on a run or a sweep, objective against outcome; Ctrl-C ends them."""
     from proxygap import ui as pages
     from proxygap.record.known_runs import Destination
     from proxygap.record.sweep_folder import folder_of
+    from proxygap.record.view import View
     from proxygap.signals import graceful_stop
 
     folder = find_run(run_folder, root)
-    destination = Destination.of(folder_of(folder))
+    destination, view = Destination.of(folder_of(folder)), View.of(folder_of(folder))
     uri, name = destination.uri, destination.name
 
     def show(base: str) -> None:
-        page = pages.experiment_page(base, name)
+        page = pages.experiment_page(base, name, view.id if view else "")
         click.echo(page)
         if browser:
             pages.open_browser(page)

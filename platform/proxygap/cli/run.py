@@ -11,6 +11,7 @@ import click
 
 from proxygap.base.errors import Interrupted, RunFailed
 from proxygap.cli.group import (
+    UNPUBLISHED,
     answer,
     commands,
     file_argument,
@@ -158,7 +159,7 @@ def _watch(experiment: Experiment, start: Callable[..., RunSummary], as_json: bo
             report=short(summary.report),
             undelivered=summary.undelivered,
         )
-        say(console, ["", *lines])
+        say(console, ["", *lines, *([UNPUBLISHED] if summary.unpublished else [])])
     if any(states.get(seed) not in ("finished", "failed") for seed in experiment.seeds):
         return stop.exit_code or 130, summary
     return failed_code(states), summary
@@ -183,4 +184,5 @@ def _summary_document(summary: RunSummary) -> dict[str, Any]:
         "report": str(summary.report),
         "tracking_uri": summary.tracking_uri,
         "undelivered": summary.undelivered,
+        "unpublished": summary.unpublished,
     }

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from proxygap.base.errors import RunFailed
-from proxygap.cli.group import answer, commands, file_argument, json_option, only_answers, overrides_argument, short
+from proxygap.cli.group import (
+    UNPUBLISHED,
+    answer,
+    commands,
+    file_argument,
+    json_option,
+    only_answers,
+    overrides_argument,
+    short,
+)
 from proxygap.record.sweep_folder import ENDED
 
 if TYPE_CHECKING:
@@ -106,6 +115,7 @@ def _say_summary(console: Console, summary: SweepSummary) -> None:
     lines += [f"Folder: {short(summary.folder)}", f"MLflow: proxygap ui {short(summary.folder)}"]
     if summary.undelivered:
         lines.append(f"{summary.undelivered} readings wait for the tracker: `proxygap sync {short(summary.folder)}`")
+    lines += [UNPUBLISHED] if summary.unpublished else []
     lines += [] if summary.complete else ["The same command continues it."]
     say(console, lines)
 
@@ -143,4 +153,5 @@ def _document(summary: SweepSummary) -> dict[str, Any]:
         "report": str(summary.report) if summary.report else None,
         "tracking_uri": summary.tracking_uri,
         "undelivered": summary.undelivered,
+        "unpublished": summary.unpublished,
     }

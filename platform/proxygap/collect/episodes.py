@@ -9,19 +9,17 @@ file as it is. Shape legend: B transitions, O observation size, A action size, R
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from proxygap.base.config import canonical_hash
-from proxygap.base.errors import InvalidDataset, StorageError
+from proxygap.base.errors import InvalidDataset
 from proxygap.base.records import Transitions
+from proxygap.collect.tables import first_line, read_table, write_table
 
 SCHEMA_VERSION = "1"
 
@@ -46,7 +44,7 @@ def write_episodes(path: str | Path, transitions: Transitions, provenance: Mappi
     """Write transitions to a parquet file, all of it or nothing.
 
     Args:
-        path: file to create or replace; its folder must exist.
+        path: file to create or replace, or its URI (see `proxygap.base.filesystems`); a local folder must exist.
         transitions: any number of rows, in the order they were lived.
         provenance: where they come from, e.g. experiment hash, commit, task, policy.
 
@@ -56,7 +54,7 @@ def write_episodes(path: str | Path, transitions: Transitions, provenance: Mappi
     Raises:
         StorageError: when the file cannot be written.
     """
-    target, columns = Path(path), transitions.columns()
+    columns = transitions.columns()
     content_hash = transitions.content_hash
     facts = {"version": SCHEMA_VERSION, "content_hash": content_hash, "provenance": json.dumps(dict(provenance))}
     metadata = {_PREFIX + key: value for key, value in {**facts, "seal": canonical_hash(facts)}.items()}
@@ -66,30 +64,25 @@ def write_episodes(path: str | Path, transitions: Transitions, provenance: Mappi
         if name != _COMPONENTS or columns[ours].shape[1]
     }
     table = pa.table(named).replace_schema_metadata(metadata)
-    try:
-        _replace_atomically(target, table)
-    except OSError as error:
-        raise StorageError(
-            f"cannot write episodes: {error}", field=str(target), remedy="Give a writable folder with free space"
-        ) from error
+    write_table(path, table, "episodes")
     return content_hash
 
 
 def read_episodes(path: str | Path) -> tuple[Transitions, dict[str, str]]:
-    """Read what `write_episodes` wrote.
+    """Read what `write_episodes` wrote, from a file or a URI.
 
     Returns:
         The transitions, equal to those written in every bit, and their provenance.
 
     Raises:
         InvalidDataset: naming the file (and the column) that is missing, truncated, altered or foreign.
+        InvalidExperiment, StorageError: no filesystem takes the URI, or it cannot be reached.
     """
-    source = Path(path)
+    source = str(path)
     try:
-        with source.open("rb") as file:
-            table = pq.read_table(file, page_checksum_verification=True)
+        table = read_table(path)
     except (pa.ArrowException, OSError) as error:
-        raise _refusal(source, f"cannot be read as parquet: {_first_line(error)}") from error
+        raise _refusal(source, f"cannot be read as parquet: {first_line(error)}") from error
     facts = _facts(source, table)
     there = [name for name in _COLUMNS if name in table.column_names]
     found = {_COLUMNS[name][0]: _from_arrow(source, name, table[name]) for name in there}
@@ -105,7 +98,7 @@ def _to_arrow(column: np.ndarray[Any, Any], kind: Any, *, listed: bool) -> Any:
     return pa.FixedSizeListArray.from_arrays(flat, column.shape[1]) if listed else flat
 
 
-def _from_arrow(source: Path, name: str, column: Any) -> np.ndarray[Any, Any]:
+def _from_arrow(source: str, name: str, column: Any) -> np.ndarray[Any, Any]:
     kind = _COLUMNS[name][1]
     rows = column.combine_chunks()
     width = rows.type.list_size if pa.types.is_fixed_size_list(rows.type) else 1
@@ -120,7 +113,7 @@ def _from_arrow(source: Path, name: str, column: Any) -> np.ndarray[Any, Any]:
     return values.reshape(-1, width) if name in _LISTS else values
 
 
-def _facts(source: Path, table: Any) -> dict[str, str]:
+def _facts(source: str, table: Any) -> dict[str, str]:
     """The file's own metadata, once it is known to be unaltered and to go with known columns."""
     raw = table.schema.metadata or {}
     facts = {key: raw.get(f"{_PREFIX}{key}".encode(), b"").decode(errors="replace") for key in _KEYS}
@@ -136,30 +129,7 @@ def _facts(source: Path, table: Any) -> dict[str, str]:
     return facts
 
 
-def _replace_atomically(target: Path, table: Any) -> None:
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    draft = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            pq.write_table(table, file, write_page_checksum=True)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.chmod(0o644)
-        draft.replace(target)
-    finally:
-        draft.unlink(missing_ok=True)
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def _refusal(source: Path, problem: str) -> InvalidDataset:
+def _refusal(source: str, problem: str) -> InvalidDataset:
     return InvalidDataset(
-        problem, field=str(source), remedy="Fetch or write the file again; if it is foreign, convert it first"
+        problem, field=source, remedy="Fetch or write the file again; if it is foreign, convert it first"
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

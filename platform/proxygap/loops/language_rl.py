@@ -119,7 +119,7 @@ class LanguageRl(RllibLoop, Algorithm):
         self.clocks = self.clocks.tick(model_update=cost.model_update, label=cost.label)
         reference: Any = self.side.reference
         weights = module_state(reference)
-        self.learner_group.foreach_learner(lambda learner: load_module_state(learner.networks.model, weights))
+        self.ask_learner(lambda learner: load_module_state(learner.networks.model, weights))
 
     def next_prompts(self, count: int) -> Int64:
         """The next prompts: each of the task's once, in random order, before any comes again."""

@@ -28,6 +28,7 @@ from proxygap.base.language import Answers, Float64
 from proxygap.base.protocols import LanguageModel, State
 from proxygap.base.seeds import derived_seed, generator
 from proxygap.collect.labels.dataset import write_preferences
+from proxygap.collect.tables import table_hash
 from proxygap.fit.language.pretrain import pretrained
 from proxygap.fit.language.states import load_module_state, module_state
 from proxygap.loops.both_sides import BothSides
@@ -315,8 +316,8 @@ class PreferenceSide:
         """SHA-256 of what the user brought: labels, and the weights of a model directory."""
         directory = getattr(self.policy_settings, "directory", None)
         found = sorted(Path(directory).glob("*.safetensors")) if directory else []
-        found += [Path(self.experiment.labels.file)] if self.experiment.labels.file else []
-        return {str(path): file_hash(path) for path in found}
+        labels = self.experiment.labels.file
+        return {str(path): file_hash(path) for path in found} | ({labels: table_hash(labels)} if labels else {})
 
     def _shared_folder(self) -> Path:
         return Path(self.experiment.record.folder) / "shared" / self._shared_key()[:16]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence, Sized
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import torch
 
-from proxygap.base.errors import RunFailed
+from proxygap.base.errors import HostFailed, RunFailed
 from proxygap.base.protocols import State
 from proxygap.rllib import RLModuleSpec, local_learner, local_runner, push_weights
 
@@ -22,6 +22,7 @@ REMOTE_ROUNDS = 5
 RESTART_S = 60.0
 """Longest wait, in each round, for a runner that is being started anew."""
 Part = TypeVar("Part", bound=Sized)
+Answer = TypeVar("Answer")
 
 
 def set_up(
@@ -37,13 +38,13 @@ def set_up(
 
     Args:
         config: to be filled.
-        experiment: its ``collect`` sizes the runners, its ``optimize`` the Learner.
+        experiment: its ``collect`` sizes the runners, its ``optimize`` the Learner; ``compute`` may place both.
         spaces: ``observation_space`` and ``action_space``.
         runner: class of the environment runner, and what it finds in ``env_config``.
         module: class of the RLModule, and its ``model_config``.
         learner: class of the Learner, and what it is given.
     """
-    collect, optimizer = experiment.collect, experiment.optimize
+    collect, optimizer, compute = experiment.collect, experiment.optimize, experiment.compute
     assert optimizer is not None, "the experiment was validated"
     config.environment(**spaces, env_config=runner[1])
     config.env_runners(
@@ -51,12 +52,14 @@ def set_up(
         num_env_runners=collect.env_runners,
         create_local_env_runner=collect.env_runners == 0,
         num_cpus_per_env_runner=collect.cpus_per_runner,
+        custom_resources_per_env_runner=dict(compute.runner_resources),
     )
     config.rl_module(rl_module_spec=RLModuleSpec(module_class=module[0], **spaces, model_config=module[1]))
     config.learners(
         learner_class=learner[0],
         num_learners=optimizer.learners,
         num_gpus_per_learner=optimizer.gpus_per_learner,
+        custom_resources_per_learner=dict(compute.learner_resources),
         learner_config_dict=learner[1],
     )
     config.reporting(min_time_s_per_iteration=0, min_sample_timesteps_per_iteration=0)
@@ -139,11 +142,24 @@ class RllibLoop:
                 return
             time.sleep(0.5)
 
-    def ask_learner(self, ask: Callable[[Any], State]) -> State:
-        """What ``ask`` finds in the Learner, here or remote."""
-        results = list(self.learner_group.foreach_learner(ask))
-        state: State = results[0].get() if hasattr(results[0], "get") else results[0]
-        return state
+    def ask_learner(self, ask: Callable[[Any], Answer]) -> Answer:
+        """What ``ask`` gives in the Learner, here or remote.
+
+        Raises:
+            HostFailed: the remote Learner does not answer. What it raises itself is raised here.
+        """
+        results: list[Any] = list(self.learner_group.foreach_learner(ask))
+        if not results:
+            raise HostFailed(
+                "the Learner does not answer", field="optimize.learners", remedy="see its log in Ray's session folder"
+            )
+        if not hasattr(results[0], "ok"):
+            answer: Answer = results[0]
+            return answer
+        answer = results[0].get()  # RLlib gives errors as if they were answers
+        if not results[0].ok:
+            raise cast("BaseException", answer)
+        return answer
 
     def newest_module(self) -> Any:
         """The RLModule with its newest weights, in this process."""
@@ -163,20 +179,33 @@ class RllibLoop:
 
     def group_parts(self) -> dict[str, State]:
         """The complete state of Learner and runners: ``learner``, ``runner-0`` and so on."""
-        here = self.runner is not None
-        runners = self.env_runner_group.foreach_env_runner(lambda runner: runner.part_state(), local_env_runner=here)
+        runners = self._ask_all_runners(lambda runner: runner.part_state())
         named = {f"runner-{index}": state for index, state in enumerate(runners)}
         return {"learner": self.ask_learner(lambda learner: learner.part_state()), **named}
 
     def load_group_parts(self, parts: Mapping[str, State]) -> None:
         """Continue from `group_parts`."""
-        self.learner_group.foreach_learner(lambda learner: learner.load_part_state(parts["learner"]))
+        self.ask_learner(lambda learner: learner.load_part_state(parts["learner"]))
         states = [parts[f"runner-{index}"] for index in range(sum(name.startswith("runner-") for name in parts))]
         if self.runner is not None:
             self.runner.load_part_state(states[0])
             return
-        loads = [lambda runner, state=state: runner.load_part_state(state) for state in states]
-        self.env_runner_group.foreach_env_runner(loads, local_env_runner=False)
+        self._ask_all_runners([lambda runner, state=state: runner.load_part_state(state) for state in states])
+
+    def _ask_all_runners(self, ask: Any) -> list[Any]:
+        """What every runner answers; one that died is waited for. Raises HostFailed where one stays away."""
+        here = self.runner is not None
+        wanted = 1 if here else self.env_runner_group.num_remote_env_runners()
+        for _ in range(2):
+            answers = list(self.env_runner_group.foreach_env_runner(ask, local_env_runner=here))
+            if len(answers) == wanted:
+                return answers
+            self.await_runners(wanted)
+        raise HostFailed(
+            f"{wanted - len(answers)} of {wanted} environment runners do not answer",
+            field="collect.env_runners",
+            remedy="see their logs in Ray's session folder",
+        )
 
 
 def samples_until(now: int, borders: Sequence[int], end: int, steps_per_sample: int) -> int:

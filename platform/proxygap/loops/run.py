@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from proxygap.base.errors import InvalidExperiment
+from proxygap.base.errors import InvalidExperiment, Superseded
 from proxygap.experiment import Experiment
+from proxygap.loops.copies import EXPERIMENT, SEEDS, Copy, is_stored, meet, part_of
 from proxygap.loops.report import make_report, recorded_experiment, write_aggregates
-from proxygap.loops.resources import check_resources
+from proxygap.loops.resources import check_resources, in_actors
 from proxygap.loops.seed_run import OnProgress, Stop
 from proxygap.loops.seeds import run_seeds
 from proxygap.loops.session import ray_session, starts_here
@@ -18,6 +20,7 @@ from proxygap.record.delivery import pending
 from proxygap.record.folder import ExperimentFolder, RunState, check_writable
 from proxygap.record.provenance import provenance
 from proxygap.record.shipper import Shipper
+from proxygap.record.storage import storage_of
 from proxygap.record.tracker import redacted, tracking_uri
 from proxygap.yaml_file import yaml_text
 
@@ -36,7 +39,11 @@ class Reinstallable(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RunSummary:
-    """How an experiment ended. ``undelivered`` counts journal rows that the tracker does not have yet."""
+    """How an experiment ended.
+
+    ``undelivered`` counts journal rows that the tracker does not have yet; ``unpublished`` says that the copy in
+    storage is not complete, which a later run of the same experiment on this node makes up for.
+    """
 
     folder: Path
     states: dict[int, RunState]
@@ -46,6 +53,7 @@ class RunSummary:
     undelivered: int
     interrupted: bool
     verdict: str
+    unpublished: bool = False
 
 
 def run(
@@ -63,7 +71,9 @@ def run(
         The summary; failed seeds are states in it, not exceptions.
 
     Raises:
-        ProxyGapError: the experiment cannot start: unknown task, infeasible resources, unwritable folder.
+        ProxyGapError: the experiment cannot start: unknown task, infeasible resources, unwritable folder or storage.
+        Superseded: another process has taken the experiment over; nothing more was written about it.
+        HostFailed: the Ray of this process is gone.
     """
     return _execute(experiment, _folder_of(experiment, fresh=fresh), on_progress, stop)
 
@@ -94,31 +104,51 @@ def _execute(
     if starts_here():
         check_resources(experiment)
     check_writable(folder.path.parent)
-    with ray_session() if experiment.needs_ray else contextlib.nullcontext():
+    needs_ray, storage = experiment.needs_ray or in_actors(experiment), storage_of(experiment.record.storage)
+    with ray_session() if needs_ray else contextlib.nullcontext():
         if isinstance(stop, Reinstallable):  # ray.init puts its own handler on SIGTERM
             stop.reinstall()
-        if experiment.needs_ray:
+        if needs_ray:
             check_resources(experiment)
+        copy = Copy(part_of(storage, folder.path, EXPERIMENT), folder.path, SEEDS)
+        copy.take_up()
+        met = meet(storage, folder, experiment.seeds)
         _describe(folder, experiment)
-        shipper = Shipper(folder, experiment.record.flush_s)
-        shipper.start()
-        try:
-            run_seeds(experiment, folder, on_progress or (lambda _: None), stop or (lambda: False))
+        copy.settle()
+        with _delivered(folder, experiment.record.flush_s):
+            ran = run_seeds(experiment, folder, on_progress or (lambda _: None), stop or (lambda: False), storage)
             write_aggregates(folder)
             report, verdict = make_report(folder.path)
-        finally:
-            shipper.stop(FINAL_DELIVERY_S)
-    return _summary(folder, uri, report, verdict, interrupted=bool(stop and stop()))
+            published = copy.settle()
+        published = copy.settle() and published  # how far the tracker has got
+    found = _summary(folder, uri, report, verdict, interrupted=bool(stop and stop()))
+    return replace(found, unpublished=not (met and ran and published))
+
+
+@contextlib.contextmanager
+def _delivered(folder: ExperimentFolder, every_s: float) -> Iterator[None]:
+    """Have the tracker told beside what is done; but nothing more once a newer attempt has the run."""
+    shipper, patience_s = Shipper(folder, every_s), FINAL_DELIVERY_S
+    shipper.start()
+    try:
+        yield
+    except Superseded:
+        patience_s = 0.0
+        raise
+    finally:
+        shipper.stop(patience_s)
 
 
 def _folder_of(experiment: Experiment, *, fresh: bool) -> ExperimentFolder:
-    """The experiment's folder; for a fresh start the first of ``-2``, ``-3``, ... that does not exist."""
-    root = Path(experiment.record.folder)
+    """The experiment's folder; for a fresh start the first of ``-2``, ``-3``, ... that exists nowhere."""
+    root, storage = Path(experiment.record.folder), storage_of(experiment.record.storage)
     first = ExperimentFolder.place(root, experiment.name, experiment.identity)
-    if not fresh or not first.path.exists():
+    others = (first.path.with_name(f"{first.path.name}-{number}") for number in range(2, 10_000))
+    if not fresh:
         return first
-    numbers = (n for n in range(2, 10_000) if not first.path.with_name(f"{first.path.name}-{n}").exists())
-    return ExperimentFolder(first.path.with_name(f"{first.path.name}-{next(numbers)}"))
+    return ExperimentFolder(
+        next(path for path in (first.path, *others) if not path.exists() and not is_stored(storage, path))
+    )
 
 
 def _describe(folder: ExperimentFolder, experiment: Experiment) -> None:
@@ -127,7 +157,7 @@ def _describe(folder: ExperimentFolder, experiment: Experiment) -> None:
         experiment_hash=experiment.identity,
         yaml_text=yaml_text(resolved),
         resolved=resolved,
-        provenance=provenance(experiment.identity, experiment.seeds),
+        provenance={**provenance(experiment.identity, experiment.seeds), "objective": experiment.objective},
     )
 
 

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import logging
 import math
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any
 
 import torch
 
 from proxygap.base.clock import Clocks
+from proxygap.base.errors import StorageError, Superseded
 from proxygap.base.measurement import Direction, Measurement, Reading, Side
 from proxygap.base.progress import Progress
 from proxygap.base.seeds import generator
 from proxygap.experiment import Experiment
+from proxygap.loops.copies import is_held
 from proxygap.loops.loop import Loop
+from proxygap.loops.recovery import ROOM_S, Loss, Losses, Lost, RayLost, in_a_line, is_loss, release
+from proxygap.loops.speed import Speed, Stopwatch
 from proxygap.probe.gap import onset, onset_measurements, optimism, within_run
 from proxygap.record.checkpoint import CheckpointStore
 from proxygap.record.folder import RunState, SeedFolder
@@ -25,15 +30,9 @@ from proxygap.record.rows import EventRow, ReadingRow, Row, read_journal
 
 OnProgress = Callable[[Progress], None]
 Stop = Callable[[], bool]
-
-
-@dataclass
-class Stopwatch:
-    """When the run was started or resumed, and the seconds spent since on measuring and on recording."""
-
-    started: float
-    probe_s: float = 0.0
-    record_s: float = 0.0
+Publish = Callable[[], None]
+LOCK_POLL_S, ROOM_POLL_S = 0.1, 2.0
+log = logging.getLogger("proxygap")
 
 
 class SeedRun:
@@ -46,6 +45,10 @@ class SeedRun:
         on_progress: told after every iteration.
         stop: asked after every iteration; true ends the run with a checkpoint.
         key: identity of its checkpoints. Default: that of the experiment and the seed.
+        publish: called after every evaluation and every checkpoint, and at the end; copies the records elsewhere.
+            Where it raises StorageError the run goes on, and `unpublished` says so; Superseded ends it at once.
+        loss: why the run is taken up again, where a process that had it was lost.
+        patience_s: longest wait for the process that had the run before to let go of its journal.
     """
 
     def __init__(
@@ -57,11 +60,25 @@ class SeedRun:
         stop: Stop,
         *,
         key: str | None = None,
+        publish: Publish | None = None,
+        loss: Loss | None = None,
+        patience_s: float = 0.0,
     ) -> None:
         self.experiment, self.seed, self.folder = experiment, seed, folder
         self.on_progress, self.stop = on_progress, stop
         self.key = key or experiment.run_key(seed)
+        self.unpublished = False
+        """Whether the last attempt to publish failed."""
         self.clocks, self.state = Clocks(), RunState.RUNNING
+        self._publish, self._patience_s = publish or (lambda: None), patience_s
+        self._loss = loss
+        self._losses = Losses(experiment.compute.max_failures, 0 if loss is None else loss.attempt)
+        self._saved: Clocks | None = None
+        self._speed = Speed(0)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Know nothing of the run: `_restore` reads it from the journal."""
         self.objective_T: list[float] = []
         self.outcome_T: list[float] = []
         self.noise_T: list[float] = []
@@ -83,39 +100,130 @@ class SeedRun:
         """Every evaluation of the run in turn: those that the journal keeps first, then each as soon as it is recorded.
 
         The run stands still between two of them, so that the seeds of a trial can go forward together. Whoever closes
-        the iterator early decides what the status says; nothing after the newest checkpoint is then kept.
+        the iterator early decides what the status says; nothing after the newest checkpoint is then kept. A loop that
+        lost a process or a node is built anew on the way, and what it repeats is not given a second time.
 
         Raises:
             ProxyGapError: the seed failed; its status says why.
+            Superseded: a newer attempt has the run; nothing was written about that.
         """
         torch.set_num_threads(self.experiment.compute.threads)
         self.folder.set_status(RunState.RUNNING)
         self.store = CheckpointStore(self.folder.checkpoints, self.experiment.record.keep_checkpoints)
-        self.journal = Journal(self.folder.journal)
+        self.journal = self._open_journal()
         try:
             yield from self._evaluations()
-        except GeneratorExit:
+        except (GeneratorExit, Superseded):
+            raise
+        except RayLost as error:
+            self._end(RunState.INTERRUPTED, str(error))
             raise
         except BaseException as error:
-            self.folder.set_status(RunState.FAILED, f"{type(error).__name__}: {error}"[:2000])
+            self._end(RunState.FAILED, f"{type(error).__name__}: {error}"[:2000])
             raise
         finally:
             self.journal.close()
-        self.folder.set_status(self.state)
+        self._end(self.state)
+
+    def _open_journal(self) -> Journal:
+        until = time.monotonic() + self._patience_s
+        while True:
+            try:
+                return Journal(self.folder.journal)
+            except StorageError as error:
+                if time.monotonic() > until or not is_held(error):
+                    raise
+                time.sleep(LOCK_POLL_S)
+
+    def _end(self, state: RunState, reason: str = "") -> None:
+        self.folder.set_status(state, reason)
+        self._bring_out()
+
+    def _bring_out(self) -> None:
+        """Publish, where that is wanted; a copy that falls behind is told once, and does not stop the run."""
+        try:
+            self._publish()
+            self.unpublished = False
+        except StorageError as error:
+            if not self.unpublished:
+                log.warning("seed %d: %s", self.seed, error)
+                with contextlib.suppress(StorageError):  # at the end the journal is closed
+                    self.journal.event("storage_behind", {"error": str(error)})
+            self.unpublished = True
 
     def checkpoint(self) -> None:
         """Save the state between two evaluations, unless the newest checkpoint is of this very moment."""
         if self._saved != self.loop.clocks:
             self._save(self.loop)
+            self._bring_out()
 
     def _evaluations(self) -> Iterator[Reading]:
-        self._tell("starting", Clocks())
-        self.loop = loop = self.experiment.loop.start(self.experiment, self.seed)
+        given = 0
+        while True:
+            try:
+                with contextlib.closing(self._life()) as life:
+                    for number, reading in enumerate(life, start=1):
+                        if number > given:
+                            given = number
+                            yield reading
+            except Lost as lost:
+                log.warning("seed %d lost something that it needs: %s", self.seed, lost)
+                if not self.stop():
+                    self._loss = self._losses.count(str(lost), self.clocks.real_step, self.saved_step)
+            else:
+                return
+            if self._asked_to_stop_in(self._losses.pause_s):
+                return
+
+    def _asked_to_stop_in(self, pause_s: float) -> bool:
+        """Wait for the next life; whether the run is to stop where its newest checkpoint is."""
+        gc.collect()  # actors that nobody refers to any more end
+        until = time.monotonic() + pause_s
+        while not self.stop():
+            if time.monotonic() >= until:
+                return False
+            time.sleep(LOCK_POLL_S)
+        self._interrupt(max(self.saved_step, 0))
+        return True
+
+    @property
+    def saved_step(self) -> int:
+        """Real steps at the newest checkpoint of this process's doing or knowing; -1 where there is none."""
+        return -1 if self._saved is None else self._saved.real_step
+
+    def _life(self) -> Generator[Reading, None, None]:
+        """The run from its newest checkpoint on, until its end or until it loses something. Raises Lost."""
+        self._forget()
+        self._tell("starting", self.clocks)
+        self.loop = loop = self._start()
         try:
             yield from self._restore(loop)
             yield from self._train(loop)
-        finally:
+        except Exception as error:
+            lost = is_loss(error, loop)
+            release(loop)
+            if not lost:
+                raise
+            del self.loop
+            raise Lost(in_a_line(error)) from None
+        except BaseException:  # closed early, or the process ends; raised again
             loop.stop()
+            raise
+        loop.stop()
+
+    def _start(self) -> Loop:
+        """Build the loop. After a loss, wait a while for the room, and the names, that it needs."""
+        until = time.monotonic() + ROOM_S
+        while True:
+            try:
+                return self.experiment.loop.start(self.experiment, self.seed)
+            except Exception as error:
+                if self._loss is None or not is_loss(error, rebuilding=True):
+                    raise
+                if time.monotonic() >= until or self.stop():
+                    raise Lost(in_a_line(error)) from None
+            gc.collect()
+            time.sleep(ROOM_POLL_S)
 
     def _restore(self, loop: Loop) -> list[Reading]:
         """Continue from the newest sound checkpoint; measurements after it are superseded, none is lost."""
@@ -126,7 +234,10 @@ class SeedRun:
             loop.load_parts(found.parts)
         self.clocks, self._saved = loop.clocks, loop.clocks if found is not None else None
         superseded = self.journal.rewind(loop.clocks.iteration)
-        if found is not None or superseded:
+        if self._loss is not None:
+            self.journal.event("recovered", self._loss.recovered(loop.clocks.real_step))
+            self.note = "recovered"
+        elif found is not None or superseded:
             self.journal.event("resumed", {"real_step": loop.clocks.real_step, "superseded": superseded})
         rows = read_journal(self.folder.journal)
         self._record_notices(rows)
@@ -157,16 +268,20 @@ class SeedRun:
             if stopping or now == budget or due:
                 self._save(loop)
             if stopping:
-                self.journal.event("interrupted", {"real_step": now})
-                self._tell("interrupted", loop.clocks)
-                self.state = RunState.INTERRUPTED
-                return
+                return self._interrupt(now)
+            if reading is not None:
+                self._bring_out()
             self._tell("running", loop.clocks)
             if reading is not None:
                 yield reading
         loop.keep(self.folder.path, self._provenance())
         self._tell("finished", loop.clocks)
         self.state = RunState.FINISHED
+
+    def _interrupt(self, real_step: int) -> None:
+        self.journal.event("interrupted", {"real_step": real_step})
+        self._tell("interrupted", self.clocks)
+        self.state = RunState.INTERRUPTED
 
     def _save(self, loop: Loop) -> None:
         self.store.save(loop.parts(), loop.clocks, self.key)
@@ -266,21 +381,3 @@ def is_evaluation(reading: Reading) -> bool:
 def weights_of(reading: Reading) -> dict[str, float]:
     """Weight by name, of a reading that is not an evaluation; empty where it holds none."""
     return {m.name: m.value for m in reading.measurements if m.side is Side.WEIGHT}
-
-
-class Speed:
-    """Real steps per second of wall clock over the last `WINDOW_S` seconds."""
-
-    WINDOW_S = 30.0
-
-    def __init__(self, step: int) -> None:
-        self._marks = deque([(time.perf_counter(), step)])
-
-    def __call__(self, step: int) -> float:
-        """The speed, now that ``step`` is reached; NaN before anything was done."""
-        now = time.perf_counter()
-        self._marks.append((now, step))
-        while len(self._marks) > 2 and now - self._marks[1][0] > self.WINDOW_S:
-            self._marks.popleft()
-        started, first = self._marks[0]
-        return (step - first) / (now - started) if step > first else math.nan

@@ -10,21 +10,27 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from proxygap.base.errors import TrackerUnavailable
+from proxygap.base.errors import Superseded, TrackerUnavailable
 from proxygap.record.folder import ExperimentFolder, read_json, write_json
 from proxygap.record.folder_delivery import FolderDelivery, Tally, undelivered
 from proxygap.record.known_runs import Destination, KnownRuns
+from proxygap.record.page import ExperimentPage, report_link
 from proxygap.record.sources import PARENT, RunSource, experiment_sources
 from proxygap.record.tracker import first_line, redacted, tracker_errors
+from proxygap.record.view import View
 
 
 @dataclass(frozen=True, slots=True)
 class DeliveryReport:
-    """Readings that the tracker acknowledged, readings that still wait, and why (empty: nothing went wrong)."""
+    """Readings that the tracker acknowledged, readings that still wait, and why (empty: nothing went wrong).
+
+    ``superseded`` is what a newer attempt's claim says: then nothing is delivered from this folder any more.
+    """
 
     delivered: int
     pending: int
     error: str = ""
+    superseded: Superseded | None = None
 
 
 class Attempts:
@@ -40,6 +46,7 @@ class Attempts:
         self._uri, self._forget = uri, forget
         self._left: tuple[int, ...] = ()
         self.tally = Tally()
+        self.superseded: Superseded | None = None
 
     def __call__(self, path: Path, work: Callable[[], None]) -> str:
         """Try; why the tracker did not take everything (empty: it did). Kept in the folder's ``tracking.json``."""
@@ -59,6 +66,9 @@ class Attempts:
         for _ in range(2):
             try:
                 work()
+            except Superseded as error:
+                self.superseded = error
+                return str(error)
             except errors as error:
                 self._forget()
                 problem = error.problem if isinstance(error, TrackerUnavailable) else first_line(error)
@@ -83,6 +93,7 @@ class Delivery:
         self._folder, self._to = folder, Destination.of(folder)
         self._attempt = Attempts(self._to.uri, self._forget)
         self._bound: FolderDelivery | None = None
+        self._view: View | None = None
 
     @property
     def uri(self) -> str:
@@ -101,6 +112,8 @@ class Delivery:
             bound = self._bind(sources)
             bound.journals(sources)
             bound.standings(sources)
+            self._view = self._view or View.of(self._folder, over=False)
+            self._page.tell(self._view, None)
 
         return self._report(work)
 
@@ -111,12 +124,14 @@ class Delivery:
             files = [self._folder.path / name for name in ("experiment.yaml", "experiment.json", "provenance.json")]
             bound = self._bind(experiment_sources(self._folder))
             bound.artifacts([*files, *sorted(self._folder.report.rglob("*"))])
+            self._view = self._view or View.of(self._folder)
+            self._page.tell(self._view, report_link(self._folder, bound.run_id))
 
         return self._report(work)
 
     def _report(self, work: Callable[[], None]) -> DeliveryReport:
         problem = self._attempt(self._folder.path, work)
-        return DeliveryReport(self._attempt.tally.count, pending(self._folder), problem)
+        return DeliveryReport(self._attempt.tally.count, pending(self._folder), problem, self._attempt.superseded)
 
     def _forget(self) -> None:
         self._bound = None
@@ -126,7 +141,10 @@ class Delivery:
             client, experiment_id = self._to.open()
             self._runs = KnownRuns(client, experiment_id, str(self._folder.identity["execution"]))
             self._bound = FolderDelivery(self._folder.path, self._to, self._runs, self._attempt.tally)
-        self._bound.bind(sources)
+            self._page = ExperimentPage(client, experiment_id)
+        self._bound.bind(sources[:1])
+        self._bound.fence()
+        self._bound.bind(sources[1:])
         self._runs.settle()
         return self._bound
 

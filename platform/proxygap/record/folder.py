@@ -11,6 +11,9 @@
       tracking.json              tracker, run ids, delivered positions
       report/
       seed-<n>/                  SeedFolder: journal.jsonl, superseded.jsonl, checkpoints/, status.json
+
+With `record.storage`, experiment and seeds also have ``attempt.json`` (which attempt holds the folder), ``.aside/``
+(what an attempt found in its place, never deleted), and ``.copied.json`` or ``.mirror.lock``.
 """
 
 from __future__ import annotations

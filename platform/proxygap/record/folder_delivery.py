@@ -2,6 +2,9 @@
 
 A metric in MLflow is unique by (run, key, time, step, value), and a journal never uses a time twice; so delivering a
 row again changes nothing, and a delivery that was cut off is simply repeated from the last acknowledged position.
+
+A folder may be taken up again on another node, as a newer attempt (``attempt.json``; none is the oldest). The first run
+is tagged with the newest attempt that delivered; folders of older ones deliver nothing more.
 """
 
 from __future__ import annotations
@@ -12,6 +15,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from proxygap.base.errors import Superseded
+from proxygap.record.attempt import Attempt, held_by
 from proxygap.record.folder import read_json, write_json
 from proxygap.record.known_runs import NEW_STATE, Destination, KnownRuns
 from proxygap.record.rows import Raw, number, read_tail
@@ -23,13 +28,17 @@ if TYPE_CHECKING:
 
 CHUNK = 1 << 18
 """Bytes of a journal between two notes of how far it has been delivered."""
+ATTEMPT_TAG = "proxygap.attempt"
+FIRST = Attempt(0, "00000000")
+"""The attempt of whoever runs without storage."""
 
 
 @dataclass(slots=True)
 class Position:
-    """How far one journal, and the changes of a trial's setting, have been delivered to one run."""
+    """How far one journal of one attempt, and the changes of a trial's setting, have been delivered to one run."""
 
     run_id: str = ""
+    attempt: str = FIRST.name
     generation: int = 0
     offset: int = 0
     delivered: int = 0
@@ -84,6 +93,20 @@ class FolderDelivery:
     def run_id(self) -> str:
         """The run that the others are below."""
         return self.positions[PARENT].run_id
+
+    def fence(self) -> None:
+        """Claim the first run, which is bound, for this folder's attempt. Raises Superseded where a newer one has."""
+        told = self._client.get_run(self.run_id).data.tags.get(ATTEMPT_TAG, "")
+        mine, theirs = attempt_of(self.path), Attempt.named(told) or FIRST
+        if mine < theirs:
+            raise Superseded(
+                "a newer attempt delivers this run, so nothing more is delivered from here",
+                field=str(self.path),
+                value=mine.name,
+                remedy=f"Follow {theirs.name}",
+            )
+        if mine > theirs:
+            self._client.set_tag(self.run_id, ATTEMPT_TAG, mine.name)
 
     def journals(self, sources: Iterable[RunSource]) -> None:
         """Deliver what the journals have gained."""
@@ -145,7 +168,7 @@ class FolderDelivery:
             self._dirty = False
 
     def _journal(self, name: str, path: Path) -> None:
-        position = self.positions[name]
+        position = _resumed(self.positions[name], path)
         while True:
             tail = read_tail(path, position.generation, position.offset, limit=CHUNK)
             for batch in batches(tail.rows):
@@ -182,7 +205,7 @@ def undelivered(path: Path, journals: dict[str, Path]) -> int:
     runs = read_json(path / "tracking.json").get("runs", {})
     count = 0
     for name, journal in journals.items():
-        position = Position(**runs.get(name, {}))
+        position = _resumed(Position(**runs.get(name, {})), journal)
         while journal.exists():
             tail = read_tail(journal, position.generation, position.offset)
             count += sum("values" in row for row in tail.rows)
@@ -190,6 +213,20 @@ def undelivered(path: Path, journals: dict[str, Path]) -> int:
             if not tail.rows:
                 break
     return count
+
+
+def attempt_of(path: Path) -> Attempt:
+    """Whose files a folder holds; `FIRST` where nobody has taken it up. Raises StorageError for a damaged file."""
+    held = held_by(path)
+    return held.attempt if held else FIRST
+
+
+def _resumed(position: Position, journal: Path) -> Position:
+    """The position itself, back at the start where the journal is now another attempt's."""
+    attempt = attempt_of(journal.parent).name
+    if position.attempt != attempt:
+        position.attempt, position.generation, position.offset = attempt, -1, 0
+    return position
 
 
 def _last(path: Path) -> dict[str, Any]:

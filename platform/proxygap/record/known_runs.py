@@ -54,8 +54,16 @@ class Destination:
         found = client.get_experiment_by_name(self.name)
         if found is not None:
             return client, str(found.experiment_id)
+        from mlflow.exceptions import MlflowException
+
         location = self.artifact_root.absolute().as_uri() if self.artifact_root else None
-        return client, str(client.create_experiment(self.name, artifact_location=location))
+        try:
+            return client, str(client.create_experiment(self.name, artifact_location=location))
+        except MlflowException as error:
+            found = client.get_experiment_by_name(self.name)  # another process was first
+            if error.error_code != "RESOURCE_ALREADY_EXISTS" or found is None:
+                raise
+            return client, str(found.experiment_id)
 
 
 @dataclass(slots=True)

@@ -1,8 +1,9 @@
 """The shipper: a process beside the run that tails the journals and delivers them, so that training never waits.
 
 ``python -m proxygap.record.shipper FOLDER --every 5`` delivers every five seconds, backs off while the tracker is
-down, and drains once when its standard input closes, which is what the death of the run looks like from here. The
-folder is that of an experiment or of a sweep; one shipper delivers for all of a sweep's trials.
+down, and drains once when its standard input closes, which is what the death of the run looks like from here. It ends
+when a newer attempt delivers the run. The folder is that of an experiment or of a sweep; one shipper delivers for all
+of a sweep's trials.
 Deliveries of one folder exclude each other by a lock on ``.tracking.lock``; `sync` takes the same lock.
 """
 
@@ -29,7 +30,8 @@ from proxygap.record.sweep_delivery import SweepDelivery, pending_of_sweep
 from proxygap.record.sweep_folder import SweepFolder, folder_of
 from proxygap.record.tracker import unavailable
 
-LONGEST_WAIT_S = 60.0
+LONGEST_WAIT_S = 15.0
+"""Between two attempts while the tracker is down; one costs it a refused connection."""
 _log = logging.getLogger("proxygap.shipper")
 
 
@@ -112,6 +114,7 @@ def sync(folder: ExperimentFolder | SweepFolder, *, lock_timeout: float = 120.0)
 
     Raises:
         TrackerUnavailable: the tracker is down; what was delivered before stays delivered.
+        Superseded: a newer attempt of the run delivers.
         StorageError: a journal is corrupt, or another process has been delivering for ``lock_timeout`` seconds.
         InvalidExperiment: the tracking URI is not supported.
     """
@@ -121,6 +124,8 @@ def sync(folder: ExperimentFolder | SweepFolder, *, lock_timeout: float = 120.0)
     with _exclusive(place.path, lock_timeout):
         report = delivery.deliver()
         artifacts = report if report.error else delivery.deliver_artifacts()
+    if artifacts.superseded is not None:
+        raise artifacts.superseded
     if artifacts.error:
         raise unavailable(delivery.uri, artifacts.error)
     return DeliveryReport(report.delivered, artifacts.pending)
@@ -169,7 +174,7 @@ def _ship(folder: ExperimentFolder | SweepFolder, every_s: float, parent: int) -
                 report = delivery.deliver()
                 if over and not report.error:
                     report = delivery.deliver_artifacts()
-            error = report.error
+            error, over = report.error, over or report.superseded is not None
         except ProxyGapError as problem:
             error = str(problem)
         failures = min(failures + 1, 10) if error else 0

@@ -16,8 +16,10 @@ from proxygap.record.delivery import Attempts, DeliveryReport, mark, pending
 from proxygap.record.folder import ExperimentFolder, storage_errors
 from proxygap.record.folder_delivery import FolderDelivery, undelivered
 from proxygap.record.known_runs import Destination, KnownRuns
+from proxygap.record.page import ExperimentPage, report_link
 from proxygap.record.sources import PARENT, RunSource, setting_metrics, setting_tag, sweep_source, trial_sources
 from proxygap.record.sweep_folder import ENDED, LedgerReader, SweepFolder, TrialRecord
+from proxygap.record.view import View
 
 SWEEP_FILES = ("sweep.yaml", "sweep.json", "provenance.json", "ledger.jsonl")
 TRIAL_FILES = ("experiment.yaml", "experiment.json")
@@ -40,6 +42,7 @@ class SweepDelivery:
         self._folder, self._to = folder, Destination.of(folder)
         self._attempt = Attempts(self._to.uri, self._forget)
         self._ledger = LedgerReader(folder.ledger)
+        self._view: View | None = None
         self._forget()
 
     @property
@@ -69,6 +72,9 @@ class SweepDelivery:
                 except StorageError as error:
                     broken.append(error)
             self._runs.settle()
+            if self._view is None and any(trial.state in ENDED for trial in self._ledger.trials.values()):
+                self._view = View.of(self._folder)
+            self._page.tell(self._view, None)
 
         problem = self._attempt(self._folder.path, work)
         if broken:
@@ -82,11 +88,13 @@ class SweepDelivery:
             source, path = self._bind(), self._folder.path
             self._own.artifacts([*(path / name for name in SWEEP_FILES), *sorted(self._folder.report.rglob("*"))])
             self._own.standings([source])
+            self._page.tell(self._view, report_link(self._folder, self._own.run_id))
 
         return self._report(self._attempt(self._folder.path, work))
 
     def _report(self, problem: str, numbers: Sequence[int] | None = None) -> DeliveryReport:
-        return DeliveryReport(self._attempt.tally.count, pending_of_sweep(self._folder, numbers), problem)
+        waiting = pending_of_sweep(self._folder, numbers)
+        return DeliveryReport(self._attempt.tally.count, waiting, problem, self._attempt.superseded)
 
     def _forget(self) -> None:
         self._bound: FolderDelivery | None = None
@@ -103,9 +111,11 @@ class SweepDelivery:
             client, experiment_id = self._to.open()
             self._runs = KnownRuns(client, experiment_id, str(self._folder.identity["execution"]))
             self._bound = FolderDelivery(self._folder.path, self._to, self._runs, self._attempt.tally)
+            self._page = ExperimentPage(client, experiment_id)
         self._ledger.refresh()
         source = sweep_source(self._folder, self._ledger.trials)
         self._own.bind([source])
+        self._own.fence()
         return source
 
     def _deliver_trial(self, trial: TrialRecord) -> bool:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +48,15 @@ def write_tensors(path: Path, arrays: Arrays) -> tuple[int, str]:
         OSError: not writable.
     """
     digest, size = hashlib.sha256(), 0
-    with path.open("wb", buffering=0) as file:
+    with path.open("wb", buffering=0) as file, ThreadPoolExecutor(1) as hasher:  # both let go of the interpreter
         for chunk in _chunks(path.stem, arrays):
-            digest.update(chunk)
+            hasher.submit(digest.update, chunk)
             view = memoryview(chunk)
             while view:
                 view = view[file.write(view) :]
             size += len(chunk)
         os.fsync(file.fileno())
+        hasher.shutdown()
     return size, digest.hexdigest()
 
 

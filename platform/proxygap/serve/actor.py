@@ -100,6 +100,7 @@ class HostActor:
             most_waiting=self._most_waiting,
             busy_s=busy_s,
             others_s=others_s,
+            device=shell.device if shell else "",
         )
 
     async def _drain(self) -> None:

@@ -12,7 +12,7 @@ from proxygap.base.errors import HostFailed
 from proxygap.serve.actor import HostActor
 from proxygap.serve.client import Tenant
 from proxygap.serve.host import HostRecipe
-from proxygap.serve.placement import bundle, reserve, scheduling
+from proxygap.serve.placement import reserve, scheduling
 from proxygap.serve.premises import Premises, current
 from proxygap.serve.settings import Hosting
 
@@ -146,12 +146,13 @@ def start_host(
     Raises:
         HostFailed: another host of this name is alive.
     """
-    asked, waiting = bundle(hosting), hosting.max_pending + CONTROL_CALLS
+    waiting = hosting.max_pending + CONTROL_CALLS
     host = ray.remote(HostActor).options(
         name=name,
-        num_cpus=asked.get("CPU", 0),
-        num_gpus=asked.get("GPU", 0),
+        num_cpus=hosting.cpus,
+        num_gpus=hosting.gpus,
         accelerator_type=hosting.accelerator_type,
+        resources=dict(hosting.resources),
         scheduling_strategy=scheduling(*place),
         max_restarts=hosting.max_restarts if recipe is not None else -1,
         max_task_retries=0,

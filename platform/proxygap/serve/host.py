@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from proxygap.base.errors import HostFailed
 from proxygap.base.protocols import Arrays, HostedModel, State
+from proxygap.serve.devices import device_for
 
 REMEMBERED_UPDATES = 4
 """Answers to updating requests that a host keeps, so that a repeated request id is not run again."""
@@ -95,7 +96,7 @@ class Health:
     """What a host says about itself and the model of the owner who asks.
 
     ``busy_s`` is how long the batch that runs now has been running, if it is the owner's or longer than it may be;
-    ``others_s`` is the same for a batch of another owner that keeps its time.
+    ``others_s`` is the same for a batch of another owner that keeps its time. ``device`` is that of the model.
     """
 
     pid: int
@@ -109,13 +110,14 @@ class Health:
     busy_s: float
     others_s: float = 0.0
     restarts: int = 0
+    device: str = ""
 
 
 class HostedShell:
     """A model with its version: answers only for what is loaded, runs an update once per request id. Without Ray."""
 
     def __init__(self, recipe: HostRecipe, *, gpus: float = 0.0, incarnation: str = "") -> None:
-        self.recipe, self._device = recipe, "cuda" if gpus > 0 else "cpu"
+        self.recipe, self._gpus, self.device = recipe, gpus, ""
         self._model: HostedModel | None = None
         self._updates: OrderedDict[str, Reply] = OrderedDict()
         self.incarnation = incarnation or uuid.uuid4().hex
@@ -123,10 +125,14 @@ class HostedShell:
         self.requests = self.batches = self.rows = 0
 
     def load(self, version: int, state: State | None) -> str:
-        """Become ``version``: ``state``, or the model as the recipe builds it for None. Returns the incarnation."""
+        """Become ``version``: ``state``, or the model as the recipe builds it for None. Returns the incarnation.
+
+        Raises what `device_for` and `HostRecipe.build` raise.
+        """
         self.version = None
         if self._model is None or state is None:
-            self._model = self.recipe.build(self._device)
+            self.device = device_for(self._gpus)
+            self._model = self.recipe.build(self.device)
         if state is not None:
             self._model.load_state(state)
         self.version = version

@@ -5,12 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from itertools import repeat
 from typing import Any
 
 from numpy.typing import NDArray
 
-from proxygap.base.errors import HostFailed, ProxyGapError
+from proxygap.base.errors import HostFailed, InfeasibleResources, ProxyGapError
 from proxygap.base.protocols import Arrays, State
 from proxygap.serve.client import Call, HostClient, OnEvent, Parcel, copied
 from proxygap.serve.grounds import Found, Ground, ground_for
@@ -28,13 +27,13 @@ class HostPool:
         recipes: one per shard; a restarted host is rebuilt from its recipe and given the last version's state.
         hosting: resources, placement, deadlines and limits of each host (``hosting.hosts`` is not looked at).
         name: ``{run}/{kind}``; hosts of its own are named ``{run}/{kind}-{index}``, in a trial behind its own.
-        on_event: told ``host_restarted`` with its details.
+        on_event: told ``host_restarted`` with its details, and ``host_on_cpu`` where a reserved GPU is a number only.
         option: dotted name of ``hosting`` in the experiment, for errors.
         ready_timeout_s: longest wait for the reservation of the resources.
         start_deadline_s: longest wait for all hosts to have built their model.
 
     Raises:
-        InfeasibleResources: the cluster can never hold the hosts, or stays busy.
+        InfeasibleResources: the cluster can never hold the hosts, or stays busy; torch sees no GPU of those reserved.
         HostFailed: a host did not start.
     """
 
@@ -59,7 +58,7 @@ class HostPool:
             undo.callback(self.close)
             for index, recipe in enumerate(recipes):
                 self._clients.append(self._client(self._ground.host(recipe, index), on_event))
-            self._install([None] * len(recipes), start_deadline_s)
+            self._start(start_deadline_s, on_event)
             undo.pop_all()
 
     def __len__(self) -> int:
@@ -120,8 +119,8 @@ class HostPool:
             self._install(self._states, self._hosting.deadline_s)
         except ProxyGapError:
             self.version, self._states = before
-            for client, state in zip(self._clients, self._states or repeat(None, len(self)), strict=True):
-                client.adopt(self.version, Parcel.of_state(state), loaded=False)
+            for client, parcel in zip(self._clients, _by_state(self._states or [None] * len(self)), strict=True):
+                client.adopt(self.version, parcel, loaded=False)
             raise
 
     def states(self) -> list[State] | None:
@@ -151,12 +150,22 @@ class HostPool:
             tenant=found.tenant,
         )
 
+    def _start(self, deadline_s: float, on_event: OnEvent) -> None:
+        """Have every host build its model, and report those that do it on a CPU in place of a GPU."""
+        try:
+            self._install([None] * len(self), deadline_s)
+        except InfeasibleResources as error:  # a host does not know by which field it was given GPUs
+            field = f"{self._option}.{error.field}"
+            raise InfeasibleResources(error.problem, field=field, value=error.value, remedy=error.remedy) from error
+        for name, health in zip(self.names, self.health() if self._hosting.gpus else (), strict=False):
+            if health.device == "cpu":
+                on_event("host_on_cpu", {"host": name, "gpus": self._hosting.gpus, "node": health.node_id})
+
     def _install(self, states: Sequence[State | None], deadline_s: float) -> None:
         until = time.monotonic() + deadline_s
-        parcels = {id(state): Parcel.of_state(state) for state in states}
         refs = [
-            client.install(self.version, parcels[id(state)])
-            for client, state in zip(self._clients, states, strict=True)
+            client.install(self.version, parcel)
+            for client, parcel in zip(self._clients, _by_state(states), strict=True)
         ]
         for client, ref in zip(self._clients, refs, strict=True):
             client.installed(ref, until)
@@ -193,3 +202,9 @@ class HostPool:
         if len(arrays) != len(self):
             raise ValueError(f"{len(arrays)} items for {len(self)} hosts")
         return [None if each is None else Parcel.of_arrays(each) for each in arrays]
+
+
+def _by_state(states: Sequence[State | None]) -> list[Parcel]:
+    """One for each host, the same one where the state is the same object: that travels to every node once."""
+    parcels = {id(state): Parcel.of_state(state) for state in states}
+    return [parcels[id(state)] for state in states]

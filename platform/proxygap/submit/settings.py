@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import Annotated, Literal, Self
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
@@ -15,12 +15,26 @@ FORWARDED = (
     "MLFLOW_EXPERIMENT_NAME",
     "MLFLOW_S3_ENDPOINT_URL",
     "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_REGION",
     "AWS_DEFAULT_REGION",
     "PROXYGAP_STORAGE",
 )
 """Variables of the submitter's environment that go with a job where they are set. None of them is a secret."""
 SECRET = re.compile(r"TOKEN|PASSWORD|PASSWD|SECRET|CREDENTIAL|ACCESS_KEY|API_KEY|PRIVATE", re.IGNORECASE)
 """Names of variables that are never written into a job's description."""
+
+
+def tells_secret(uri: str) -> bool:
+    """Whether a URI holds a password, a user of a web address (which may be a token), or a secret in its query."""
+    try:
+        parts = urlsplit(uri)
+        user = parts.username if parts.scheme in ("http", "https") else None
+        return bool(user or parts.password) or any(SECRET.search(name) for name, _ in parse_qsl(parts.query))
+    except ValueError:  # no URI at all
+        return False
+
+
 Name = Annotated[str, Field(pattern=r"^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$")]
 """What Kubernetes, the cloud launchers and SLURM all take as a name."""
 
@@ -86,6 +100,10 @@ class Launcher(Settings):
     """Path of the key on the machine that runs `ray up`; the key itself is nowhere in the file."""
     image: str | None = None
     """Container image that holds ProxyGap; without it, it is installed on the machines."""
+    machine_image: str | None = None
+    """Image that a cloud's machines boot from: an AMI, or a path of Google's. Default: the launcher's own."""
+    disk_gib: PositiveInt = 100
+    """Disk of one machine of a cloud."""
 
 
 class KubeRay(Settings):
@@ -144,8 +162,10 @@ class Cluster(Settings):
     token_file: str | None = None
     """File that holds Ray's token. Default: where Ray looks, ``RAY_AUTH_TOKEN``, ``RAY_AUTH_TOKEN_PATH``,
     ``~/.ray/auth_token``."""
-    folder: str = "~/proxygap/runs"
-    """Run folder on the head: ``record.folder`` of what is submitted."""
+    ca_file: str | None = None
+    """Certificates that the certificate of ``address`` is checked against. Default: those that this machine trusts."""
+    folder: str = Field(default="~/proxygap/runs", pattern=r"^(/|~/)[^\n\r\x00]*$")
+    """Run folder on the head, absolute or below ``~``: ``record.folder`` of what is submitted."""
     storage: str | None = None
     """``record.storage`` of what is submitted: a URI that every node reaches."""
     tracking_uri: str | None = None
@@ -153,6 +173,12 @@ class Cluster(Settings):
     code: Literal["ship", "installed"] = "ship"
     """Whether ProxyGap's own code travels with a job, or is the one that the nodes have installed. What it depends on
     is always the nodes'."""
+    python: str = "python"
+    """Python of the nodes, the one that Ray was installed for: a name on the ``PATH`` that Ray was started with, or a
+    path."""
+    shared_folders: tuple[str, ...] = ()
+    """Folders that every node has under the same path, e.g. an NFS mount: datasets and models below them are named in
+    a job, others are packed into it."""
     env: dict[str, str] = Field(default_factory=dict)
     """Environment variables of every process of a job; no secrets, since whoever sees the job sees them."""
     forward: tuple[str, ...] = FORWARDED
@@ -180,9 +206,13 @@ class Cluster(Settings):
                     f"{field}: {found} looks like a secret, and a job's description is no place for one; "
                     f"name it under secrets, and set it on the nodes"
                 )
-        for field in ("address", "storage", "tracking_uri"):
-            if urlsplit(getattr(self, field) or "").password:
+        uris = {field: getattr(self, field) or "" for field in ("address", "storage", "tracking_uri")}
+        for field, uri in {**uris, **{f"env.{name}": value for name, value in self.env.items()}}.items():
+            if tells_secret(uri):
                 raise ValueError(f"{field}: has a password in it; remove it, and set it on the nodes (see secrets)")
+        if not re.match(r"^https?://[^?#\s]+$", self.address):
+            shown = self.address[:100]
+            raise ValueError(f"address: {shown!r} is no address of a dashboard; write http://HOST:8265 or https://HOST")
         if self.made_by is not None and self.made_by.kind != "ray_start" and "head" not in self.groups:
             raise ValueError("groups: lacks the group head; add it")
         return self
@@ -214,3 +244,7 @@ class TrackerServer(Settings):
     """Server processes."""
     namespace: Name = "proxygap"
     """Kubernetes namespace."""
+    database_gib: PositiveInt = 20
+    """Disk of the database, on Kubernetes."""
+    store_gib: PositiveInt = 100
+    """Disk of the S3-compatible store, on Kubernetes."""

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from proxygap.base.errors import Superseded
 from proxygap.record.folder import RunState
 from proxygap.record.sweep_folder import Report, SweepFolder, TrialState
 from proxygap.sweep.book import Book, settle
@@ -17,14 +18,12 @@ from proxygap.sweep.ending import Ending
 from proxygap.sweep.goals import measured, signed
 from proxygap.sweep.load import LoadedSweep
 from proxygap.sweep.lockstep import Stretch
-from proxygap.sweep.messages import Assignment, Order, assign, give_order
+from proxygap.sweep.messages import Assignment, Messages, Order
 from proxygap.sweep.population import successions
 from proxygap.sweep.proposals import Proposal, Proposals
 from proxygap.sweep.schedulers import recall, stopping_rule
 from proxygap.sweep.settings import PopulationBased
 from proxygap.sweep.space import experiment_of
-
-Listener = Callable[[], None]
 
 
 class Director:
@@ -35,14 +34,24 @@ class Director:
         folder: its folder.
         book: its trials.
         ending: when it ends.
-        changed: told after every decision.
+        messages: what trials are told.
+        begins: called before a trial begins, so that what was decided is kept elsewhere too before it counts.
+        ended: told the number of a trial that no process has any more.
     """
 
     def __init__(
-        self, loaded: LoadedSweep, folder: SweepFolder, book: Book, ending: Ending, changed: Listener = lambda: None
+        self,
+        loaded: LoadedSweep,
+        folder: SweepFolder,
+        book: Book,
+        ending: Ending,
+        messages: Messages,
+        *,
+        begins: Callable[[], None] = lambda: None,
+        ended: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.loaded, self.sweep, self.folder, self.book, self.ending = loaded, loaded.sweep, folder, book, ending
-        self._changed = changed
+        self.messages, self._begins, self._ended = messages, begins, ended
         self._proposals = Proposals.from_ledger(self.sweep, book.trials)
         self._rule = stopping_rule(self.sweep, loaded.base.loop.real_steps)
         recall(self._rule, book.trials)
@@ -96,15 +105,16 @@ class Director:
 
     def take_up(self, number: int) -> None:
         """A process takes the trial up, for the first time or again: tell it what to do."""
-        trial, place = self.book.trials[number], self.folder.trial(number)
+        trial = self.book.trials[number]
         if self.book.ended(number):
-            assign(place.path, Assignment(trial.current, stop=trial.reason or "the trial had ended"))
+            self.messages.assign(number, Assignment(trial.current, stop=trial.reason or "the trial had ended"))
             return
         self.book.start(number)
+        self._begins()
         reported = self.book.last_index(number)
         change = trial.changes[-1] if trial.changes else None
-        assign(
-            place.path,
+        self.messages.assign(
+            number,
             Assignment(
                 setting=trial.current,
                 reported=reported,
@@ -114,7 +124,6 @@ class Director:
                 allowance=self.spending.allowance,
             ),
         )
-        self._changed()
 
     def heard(self, number: int, message: str) -> None:
         """A report of a trial: follow what it says, and answer where it has to hear something."""
@@ -123,16 +132,18 @@ class Director:
             return
         if "failed" in told:
             self._fail(number, told["failed"])
+        elif "superseded" in told:
+            self.ending.fail(Superseded(told["superseded"]))
         elif "interrupted" in told:
             self.ending.begin(told["interrupted"])
         else:
             self._follow(number, Stretch(**told))
-        self._changed()
 
     def gone(self, number: int, *, died: bool) -> None:
         """The trial's process is done with it, or dead for good."""
         self.live.discard(number)
         self.spending.end(number)
+        self.messages.forget(number)
         if died and not self.book.ended(number) and not self.ending.begun:
             attempts = self.book.trials[number].attempts
             reason = f"its process died {attempts} times" if attempts > 1 else "its process died"
@@ -140,7 +151,7 @@ class Director:
             self._fail(number, reason)
         trial = self.book.trials[number]
         self._proposals.tell(number, trial.state, trial.reports)
-        self._changed()
+        self._ended(number)
 
     def _follow(self, number: int, stretch: Stretch) -> None:
         if stretch.index <= self.book.last_index(number):
@@ -154,7 +165,7 @@ class Director:
             self.book.end(number, TrialState.FINISHED)
         elif reason:
             self.book.end(number, TrialState.STOPPED, reason)
-            give_order(self.folder.trial(number).path, Order(stretch.index, stop=reason))
+            self.messages.give(number, Order(stretch.index, stop=reason))
         else:
             self._release(stretch.index)
         if exhausted := self.spending.exhausted:
@@ -211,7 +222,7 @@ class Director:
             if not self.book.ended(number) and self.book.last_index(number) == index:
                 change = next((each for each in trial.changes if each.index == index), None)
                 order = Order(index, donor=change.donor, setting=change.setting) if change else Order(index)
-                give_order(self.folder.trial(number).path, order)
+                self.messages.give(number, order)
 
     def _most(self, setting: Mapping[str, Any]) -> int:
         """Real steps that a trial of this setting may take, all seeds added up."""

@@ -1,6 +1,7 @@
 """How a sweep ends before all trials are over: a signal, a spent budget, too many failures, a full disk.
 
-Trials are asked to stop at a checkpoint by a file in the sweep's folder, and are given some seconds to get there.
+Trials are asked to stop at a checkpoint, and are given some seconds to get there; none where a newer attempt has taken
+over the sweep, since nothing that they would still write counts.
 """
 
 from __future__ import annotations
@@ -8,29 +9,29 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
-from pathlib import Path
 
-from proxygap.base.errors import ProxyGapError
-from proxygap.sweep.messages import stop_file
+from proxygap.base.errors import ProxyGapError, Superseded
+from proxygap.sweep.messages import Messages
 
 
 class Ending:
     """Whether, why and since when the sweep is ending.
 
     Args:
-        folder: the sweep's folder.
+        messages: through which trials are asked to stop.
         asked: asked again and again; true ends the sweep.
         grace_s: longest wait for trials to stop by themselves.
         deadline: seconds since 1970 at which the budget of wall clock is spent; None: no such budget.
     """
 
-    def __init__(self, folder: Path, asked: Callable[[], bool], grace_s: float, deadline: float | None = None) -> None:
-        self._file, self._asked, self._grace_s = stop_file(folder), asked, grace_s
+    def __init__(
+        self, messages: Messages, asked: Callable[[], bool], grace_s: float, deadline: float | None = None
+    ) -> None:
+        self._messages, self._asked, self._grace_s = messages, asked, grace_s
         self.deadline = deadline
         self.why, self.interrupted = "", False
         self.problem: ProxyGapError | None = None
         self._since = 0.0
-        self._file.unlink(missing_ok=True)
 
     @property
     def begun(self) -> bool:
@@ -45,22 +46,18 @@ class Ending:
     @property
     def over(self) -> bool:
         """Whether the trials have been waited for long enough."""
-        return self.begun and time.monotonic() - self._since > self._grace_s
+        waited = time.monotonic() - self._since > self._grace_s
+        return self.begun and (waited or isinstance(self.problem, Superseded))
 
     def begin(self, why: str) -> None:
         """Ask all trials to stop at their next iteration; the first reason counts."""
         if self.why:
             return
         self.why, self._since = why, time.monotonic()
-        with contextlib.suppress(OSError):  # a full disk: trials are then ended by Tune, after the grace
-            self._file.write_text(why)
+        with contextlib.suppress(ProxyGapError):  # no mailbox: trials have heard that, or Tune ends them
+            self._messages.stop(why)
 
     def fail(self, error: ProxyGapError) -> None:
         """End because the sweep itself cannot go on; the error is raised once the trials have stopped."""
         self.problem = self.problem or error
         self.begin(str(error))
-
-    def close(self) -> None:
-        """Take the request back: the folder is as a resumed sweep wants it."""
-        with contextlib.suppress(OSError):
-            self._file.unlink(missing_ok=True)

@@ -20,9 +20,11 @@ from ray.tune.error import TuneError
 from proxygap.base.errors import InvalidExperiment
 from proxygap.sweep.director import Director
 from proxygap.sweep.load import LoadedSweep
+from proxygap.sweep.mailbox import inbox_of
+from proxygap.sweep.messages import SweepGone
 from proxygap.sweep.resources import SIZING, trial_bundles
 from proxygap.sweep.space import experiment_of
-from proxygap.sweep.trial import Job, leave_tunes_folder, run_trial
+from proxygap.sweep.trial import Job, interrupted, leave_tunes_folder, run_trial
 from proxygap.sweep.tunes_side import DirectedScheduler, DirectedSearch, DirectedStopper, TakeUp
 
 TrialFunction = Callable[[int, Callable[[dict[str, Any]], None]], None]
@@ -41,13 +43,17 @@ _ENVIRONMENT = {
 """Tune without its loggers, its handling of signals, its checkpoints of itself and its console."""
 
 
-def function_of(job: Job) -> TrialFunction:
-    """The function that every trial of a sweep runs."""
+def function_of(job: Job, mailbox: str) -> TrialFunction:
+    """The function that every trial of a sweep runs; ``mailbox`` is the name of the sweep's."""
     folder = str(Path.cwd())
 
     def run(number: int, report: Callable[[dict[str, Any]], None]) -> None:
         leave_tunes_folder(folder)
-        run_trial(job, number, report)
+        try:
+            with inbox_of(mailbox, number) as inbox:
+                run_trial(job, number, report, inbox)
+        except SweepGone as error:
+            report(interrupted(str(error)))
 
     return run
 

@@ -7,9 +7,10 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from proxygap.base.clock import Clocks
-from proxygap.base.errors import RunFailed
+from proxygap.base.errors import RunFailed, Superseded
 from proxygap.base.measurement import Reading, Side
 from proxygap.experiment import SELF_PACED, Experiment
+from proxygap.loops.recovery import RayLost
 from proxygap.loops.seed_run import SeedRun, is_evaluation
 from proxygap.probe.statistics import iqm
 from proxygap.record.folder import ExperimentFolder, RunState, SeedFolder
@@ -55,6 +56,7 @@ class Lockstep:
         keys: identity of the checkpoints, by seed.
         per_report: evaluations between two reports.
         stop: asked after every iteration; true stops every seed with a checkpoint.
+        publish: called whenever a seed has recorded something that is to be kept elsewhere too.
     """
 
     def __init__(
@@ -64,7 +66,9 @@ class Lockstep:
         keys: Mapping[int, str],
         per_report: int,
         stop: Callable[[], bool],
+        publish: Callable[[], None] = lambda: None,
     ) -> None:
+        self._publish = publish
         self._per_report, self._budget = per_report, experiment.loop.real_steps
         self._stopping = False
         self._stop = stop
@@ -74,7 +78,7 @@ class Lockstep:
         status = place.status()
         if status is not None and status.state is RunState.FINISHED:
             return _Seed(place, None, iter(recorded_evaluations(place)))
-        run = SeedRun(experiment, place.seed, place, lambda _: None, self._stop_asked, key=key)
+        run = SeedRun(experiment, place.seed, place, lambda _: None, self._stop_asked, key=key, publish=self._publish)
         return _Seed(place, run, run.evaluations())
 
     def _stop_asked(self) -> bool:
@@ -90,10 +94,13 @@ class Lockstep:
 
         Raises:
             RunFailed: a seed failed, named with the reason; the others are checkpointed.
+            Superseded: a newer attempt has the trial.
         """
         for each in self._seeds:
             try:
                 self._bring(each, index * self._per_report)
+            except (Superseded, RayLost):
+                raise
             except Exception as error:
                 raise RunFailed(f"seed {each.place.seed} failed: {type(error).__name__}: {error}") from error
             if self._stopping:

@@ -1,25 +1,20 @@
-"""What a sweep and the processes of its trials tell each other, beside Tune's reports: small files, replaced whole.
+"""What a sweep tells the processes of its trials, beside Tune's reports: what to do, how to go on, and that all stop.
 
-::
-
-    <sweep>/stop               present: every trial stops at its next iteration; the content says why
-    <sweep>/trials/00003/
-      assignment.json          what the trial is to do, written anew each time that a process takes it up
-      order.json               what it does after a report: go on, stop, or continue from another trial
-
-They are messages, not memory: the ledger keeps what was decided, and all of them are rewritten from it.
+They are messages, not memory: the ledger keeps what was decided, and all of them are made anew from it. The director
+keeps them here; a carrier (`proxygap.sweep.mailbox`) brings a copy to where trials can ask, on whatever node they are.
 """
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
-from proxygap.record.folder import read_json, storage_errors
+from proxygap.base.errors import HostFailed
+
+
+class SweepGone(HostFailed):
+    """The process of the sweep has ended, or its mailbox does not answer: a trial stops, and is taken up later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,41 +57,83 @@ class Order:
     setting: Mapping[str, Any] = field(default_factory=dict)
 
 
-def write_message(path: Path, content: Mapping[str, Any]) -> None:
-    """Replace a message. Not synced: after a crash it is written anew. Raises StorageError."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with storage_errors(path):
-        draft.write_text(json.dumps(content))
-        draft.replace(path)
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """All that one trial has been told: its assignment, and the newest order since."""
+
+    assignment: Assignment
+    order: Order | None = None
+
+    def answer(self, index: int) -> Order | None:
+        """The order that answers report ``index``, None while there is none."""
+        return self.order if self.order is not None and self.order.index == index else None
 
 
-def assign(trial: Path, assignment: Assignment) -> None:
-    """Tell the trial in folder ``trial`` what to do; the orders that it had are withdrawn."""
-    with storage_errors(trial):
-        trial.mkdir(parents=True, exist_ok=True)
-        (trial / "order.json").unlink(missing_ok=True)
-    write_message(trial / "assignment.json", asdict(assignment))
+class Carrier(Protocol):
+    """Brings messages to the processes of trials; each has arrived when the call returns."""
+
+    def put(self, number: int, letter: Letter | None) -> None:
+        """The letter of a trial, the former one replaced; None: it needs none any more."""
+        ...
+
+    def stop(self, why: str) -> None:
+        """That every trial stops at its next iteration."""
+        ...
 
 
-def read_assignment(trial: Path) -> Assignment:
-    """What the trial in folder ``trial`` is to do. Raises StorageError where nothing is."""
-    return Assignment(**read_json(trial / "assignment.json"))
+class Inbox(Protocol):
+    """What the process of one trial hears."""
+
+    def assignment(self) -> Assignment:
+        """What the trial is to do. Raises SweepGone."""
+        ...
+
+    def order(self, index: int) -> Order | None:
+        """The answer to report ``index``, None where there is none. Raises SweepGone."""
+        ...
+
+    def await_order(self, index: int, give_up: Callable[[], bool]) -> Order | None:
+        """The answer to report ``index`` once it is there; None: ``give_up`` became true before."""
+        ...
+
+    def stopping(self) -> str:
+        """Why every trial is to stop, empty while none is. Asked after every iteration, so it asks nobody."""
+        ...
 
 
-def give_order(trial: Path, order: Order) -> None:
-    """Answer a report of the trial in folder ``trial``."""
-    write_message(trial / "order.json", asdict(order))
+class Messages:
+    """All that the trials of a sweep have been told: the director's own copy, and what a carrier is filled from."""
 
+    def __init__(self) -> None:
+        self.letters: dict[int, Letter] = {}
+        self.why = ""
+        self._carrier: Carrier | None = None
 
-def read_order(trial: Path, index: int) -> Order | None:
-    """The answer to report ``index``, None while there is none."""
-    path = trial / "order.json"
-    if not path.exists():
-        return None
-    order = Order(**read_json(path))
-    return order if order.index == index else None
+    def carried_by(self, carrier: Carrier | None) -> None:
+        """Tell a carrier all that is said from here on; None: nobody hears it."""
+        self._carrier = carrier
 
+    def assign(self, number: int, assignment: Assignment) -> None:
+        """Tell a trial what to do; the order that it had is withdrawn."""
+        self._write(number, Letter(assignment))
 
-def stop_file(sweep: Path) -> Path:
-    """The file whose presence stops all trials of a sweep."""
-    return sweep / "stop"
+    def give(self, number: int, order: Order) -> None:
+        """Answer a report of a trial; one that no process has taken up yet will hear it in its assignment."""
+        if number in self.letters:
+            self._write(number, replace(self.letters[number], order=order))
+
+    def forget(self, number: int) -> None:
+        """Nobody has the trial any more."""
+        if self.letters.pop(number, None) is not None and self._carrier is not None:
+            self._carrier.put(number, None)
+
+    def stop(self, why: str) -> None:
+        """Ask every trial to stop at its next iteration."""
+        self.why = why
+        if self._carrier is not None:
+            self._carrier.stop(why)
+
+    def _write(self, number: int, letter: Letter) -> None:
+        self.letters[number] = letter
+        if self._carrier is not None:
+            self._carrier.put(number, letter)

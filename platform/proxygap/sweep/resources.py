@@ -24,8 +24,9 @@ from ray.tune import PlacementGroupFactory
 
 from proxygap.base.errors import InfeasibleResources, InvalidExperiment
 from proxygap.experiment import Experiment
-from proxygap.loops.resources import Ask, added_up, asks
-from proxygap.serve.placement import Bundle, bundle, cluster_nodes, shortage
+from proxygap.loops.resources import Ask, added_up, asks, check_compute, pinned, process_bundle
+from proxygap.serve.nodes import NODE_ID, Bundle, Node
+from proxygap.serve.placement import bundle, cluster_nodes, driver_node, label_selectors, shortage
 from proxygap.serve.premises import Premises, inside
 from proxygap.serve.settings import Hosting
 from proxygap.serve.shared import SharedHosts
@@ -54,7 +55,7 @@ class TrialAsk:
     @property
     def bundles(self) -> list[Bundle]:
         """One for the process, then one for each actor; runners of the same number share theirs."""
-        return [self.itself, *(dict(ask.each) for ask in self.parts for _ in range(ask.count))]
+        return [self.itself, *(ask.each for ask in self.parts for _ in range(ask.count))]
 
     @property
     def places(self) -> dict[str, tuple[int, ...]]:
@@ -68,11 +69,16 @@ class TrialAsk:
 
     def amount(self, resource: str) -> float:
         """Of a resource, by the whole trial."""
-        return self.itself.get(resource, 0.0) + sum(ask.amount(resource) for ask in self.parts)
+        return self.itself.resources.get(resource, 0.0) + sum(ask.amount(resource) for ask in self.parts)
 
 
-def trial_ask(experiment: Experiment, sweep: Sweep) -> TrialAsk:
+def trial_ask(experiment: Experiment, sweep: Sweep, driver: Node | None = None) -> TrialAsk:
     """What one trial reserves.
+
+    Args:
+        experiment: that it runs.
+        sweep: its section.
+        driver: node that the process of the trial is kept on; None lets it run anywhere.
 
     Raises:
         InvalidExperiment: its hosts are to be placed by different strategies.
@@ -80,19 +86,20 @@ def trial_ask(experiment: Experiment, sweep: Sweep) -> TrialAsk:
     seeds, parts = len(experiment.seeds), list[Ask]()
     for ask in asks(experiment):
         if ask.option == "collect.env_runners":  # runner i of every seed goes to bundle i
-            parts.append(replace(ask, each={name: seeds * amount for name, amount in ask.each.items()}))
+            parts.append(replace(ask, each=Bundle({name: seeds * each for name, each in ask.each.resources.items()})))
         elif not (ask.kind and sweep.hosts == "shared"):
             parts.append(replace(ask, count=seeds * ask.count))
-    cpus = experiment.compute.cpus_per_seed
-    itself = {"CPU": cpus} if cpus else {"memory": 1.0}  # Tune leaves out an empty one, which would shift the others
+    itself = process_bundle(experiment)  # never empty: Tune would leave it out, which would shift the others
+    if driver is not None:
+        itself = replace(itself, labels={**itself.labels, NODE_ID: driver.labels[NODE_ID]})
     return TrialAsk(itself, tuple(parts), _strategy(experiment, parts))
 
 
 def _strategy(experiment: Experiment, parts: Sequence[Ask]) -> str:
     chosen: set[str] = {experiment.hostings[ask.kind].strategy for ask in parts if ask.kind} or {"PACK"}
     learners = [ask for ask in parts if ask.option == "optimize.learners"]
-    others = {name for ask in parts if ask.option != "optimize.learners" for name in ask.each}
-    if any(name in others for ask in learners for name in ask.each):
+    others = [ask.each.resources for ask in parts if ask.option != "optimize.learners"]
+    if any(ask.each.resources.keys() <= other.keys() for ask in learners for other in others):
         chosen = {"STRICT_PACK"} | chosen - {"PACK"}
     if len(chosen) > 1:
         raise InvalidExperiment(
@@ -105,9 +112,14 @@ def _strategy(experiment: Experiment, parts: Sequence[Ask]) -> str:
 
 
 def trial_bundles(experiment: Experiment, sweep: Sweep) -> PlacementGroupFactory:
-    """The reservation of one trial, for `ray.tune.with_resources`."""
-    ask = trial_ask(experiment, sweep)
-    return PlacementGroupFactory(ask.bundles, strategy=ask.strategy)
+    """The reservation of one trial, for `ray.tune.with_resources`; called in the driver.
+
+    Where no storage carries its records, the process of the trial is kept on the driver's node.
+    """
+    ask = trial_ask(experiment, sweep, driver_node() if pinned(experiment) else None)
+    labels = label_selectors(ask.bundles)
+    options = {} if labels is None else {"bundle_label_selector": labels}
+    return PlacementGroupFactory([dict(each.resources) for each in ask.bundles], strategy=ask.strategy, **options)
 
 
 @contextlib.contextmanager
@@ -156,12 +168,12 @@ def _hostings(experiment: Experiment) -> dict[str, Hosting]:
     return {kind: hosting for kind, hosting in experiment.hostings.items() if hosting.hosts}
 
 
-def check_sweep(loaded: LoadedSweep, nodes: Sequence[Mapping[str, float]] | None = None) -> None:
+def check_sweep(loaded: LoadedSweep, nodes: Sequence[Node] | None = None) -> None:
     """Refuse, before launch, trials and numbers of trials that the cluster can never hold, for the largest setting.
 
     Args:
         loaded: the sweep.
-        nodes: total resources per node; default: the live nodes of the connected cluster, or this machine.
+        nodes: default: the live nodes of the connected cluster, or this machine.
 
     Raises:
         InfeasibleResources: with the arithmetic, and the largest number of trials that fits.
@@ -184,9 +196,13 @@ def check_sweep(loaded: LoadedSweep, nodes: Sequence[Mapping[str, float]] | None
             value=sweep.hosts,
             remedy="Set e.g. serve.reward.hosts to 1, or leave sweep.hosts out",
         )
+    driver = driver_node() if nodes is None and pinned(base) else None
     nodes = cluster_nodes() if nodes is None else nodes
     for candidate in candidates:
+        check_compute(candidate)
         _check_fits(candidate, sweep, shared, nodes)
+        if driver is not None:
+            _check_fits(candidate, sweep, shared, nodes, driver)
 
 
 def _candidates(loaded: LoadedSweep) -> list[Experiment]:
@@ -213,23 +229,29 @@ def _valid(loaded: LoadedSweep, setting: Mapping[str, object]) -> list[Experimen
 
 
 def _check_fits(
-    experiment: Experiment, sweep: Sweep, shared: Mapping[str, Hosting], nodes: Sequence[Mapping[str, float]]
+    experiment: Experiment,
+    sweep: Sweep,
+    shared: Mapping[str, Hosting],
+    nodes: Sequence[Node],
+    driver: Node | None = None,
 ) -> None:
-    trial, wanted = trial_ask(experiment, sweep), min(sweep.concurrency, sweep.trial_count)
+    trial, wanted = trial_ask(experiment, sweep, driver), min(sweep.concurrency, sweep.trial_count)
     resource, sentence = _shortage(trial, wanted, shared, nodes)
     if not sentence:
         return
     fits = bisect.bisect_left(range(1, wanted), True, key=lambda n: bool(_shortage(trial, n, shared, nodes)[1]))
-    if resource not in ("CPU", "GPU"):
+    if driver is not None:
+        arithmetic = f"trials write their records on the driver's node: {sentence}"
+    elif resource not in ("CPU", "GPU"):
         arithmetic = sentence
     else:
         arithmetic = _arithmetic(trial, wanted, shared, resource, len(experiment.seeds))
-        arithmetic += f"; the cluster has {sum(node.get(resource, 0.0) for node in nodes):g}, "
-        arithmetic += f"{max((node.get(resource, 0.0) for node in nodes), default=0.0):g} on its largest node"
+        amounts = [node.resources.get(resource, 0.0) for node in nodes]
+        arithmetic += f"; the cluster has {sum(amounts):g}, {max(amounts, default=0.0):g} on its largest node"
     options = [ask.option for ask in trial.parts if ask.amount(resource) or resource == "node"]
     options = options or ["compute.cpus_per_seed"]
-    options += [f"serve.{kind}.hosts" for kind, hosting in shared.items() if bundle(hosting).get(resource)]
-    lower = f"Lower {', '.join(options)}, or add nodes"
+    options += [f"serve.{kind}.hosts" for kind, hosting in shared.items() if bundle(hosting).resources.get(resource)]
+    lower = f"Lower {', '.join(options)}, or {'add nodes' if driver is None else 'set record.storage'}"
     raise InfeasibleResources(
         f"{arithmetic}; at most {fits} of them fit at the same time",
         field="sweep.concurrency",
@@ -238,12 +260,10 @@ def _check_fits(
     )
 
 
-def _shortage(
-    trial: TrialAsk, count: int, shared: Mapping[str, Hosting], nodes: Sequence[Mapping[str, float]]
-) -> tuple[str, str]:
+def _shortage(trial: TrialAsk, count: int, shared: Mapping[str, Hosting], nodes: Sequence[Node]) -> tuple[str, str]:
     """Why so many trials and the shared hosts can never be there together: (resource or "", sentence or "")."""
     hosts = [bundle(hosting) for hosting in shared.values() for _ in range(hosting.hosts)]
-    together = {name: trial.amount(name) for each in trial.bundles for name in each}
+    together = Bundle({name: trial.amount(name) for each in trial.bundles for name in each.resources})
     asked = [([*trial.bundles * count, *hosts], "PACK"), (trial.bundles, trial.strategy)]
     if trial.strategy == "STRICT_PACK":
         asked.append(([*[together] * count, *hosts], "PACK"))
@@ -252,11 +272,11 @@ def _shortage(
 
 
 def _arithmetic(trial: TrialAsk, count: int, shared: Mapping[str, Hosting], resource: str, seeds: int) -> str:
-    each = added_up(trial.parts, resource, ("the trial itself", trial.itself.get(resource, 0.0)))
+    each = added_up(trial.parts, resource, ("the trial itself", trial.itself.resources.get(resource, 0.0)))
     said = f"trials ask for {resource} {count} x ({each}) = {count * trial.amount(resource):g}"
     if seeds > 1 and trial.parts:
         said += f", for {seeds} seeds at a time"
     for kind, hosting in shared.items():
-        if amount := hosting.hosts * bundle(hosting).get(resource, 0.0):
+        if amount := hosting.hosts * bundle(hosting).resources.get(resource, 0.0):
             said += f", and the shared hosts of {kind} for {amount:g}"
     return said

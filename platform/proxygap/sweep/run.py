@@ -5,29 +5,37 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from proxygap.base.errors import InvalidExperiment, ProxyGapError
+import ray
+
+from proxygap.base.errors import InvalidExperiment, ProxyGapError, Superseded
+from proxygap.loops.copies import is_stored
 from proxygap.loops.run import FINAL_DELIVERY_S, Reinstallable
 from proxygap.loops.seed_run import Stop
 from proxygap.loops.session import ray_session, starts_here
 from proxygap.record.folder import check_writable
 from proxygap.record.provenance import provenance
 from proxygap.record.shipper import Shipper, waiting
+from proxygap.record.storage import storage_of
 from proxygap.record.sweep_folder import SweepFolder, TrialState
 from proxygap.record.tracker import redacted, tracking_uri
 from proxygap.sweep.book import Book, settle_all
+from proxygap.sweep.copies import SweepCopies
 from proxygap.sweep.director import Director
 from proxygap.sweep.ending import Ending
 from proxygap.sweep.engine import execute, function_of
 from proxygap.sweep.load import LoadedSweep, load_sweep
+from proxygap.sweep.mailbox import Mailbox
+from proxygap.sweep.messages import Messages
 from proxygap.sweep.progress import Best, SweepProgress, Watch
 from proxygap.sweep.report import make_sweep_report
 from proxygap.sweep.resources import check_sweep, start_shared
 from proxygap.sweep.selection import objective_warnings
 from proxygap.sweep.settings import PopulationBased
 from proxygap.sweep.trial import Job
+from proxygap.sweep.trial_records import Shelf
 
 OnProgress = Callable[[SweepProgress], None]
 TELL_EVERY_S = 0.5
@@ -52,6 +60,7 @@ class SweepSummary:
         warnings: a sentence for each goal that is an objective, with what choosing by it has cost so far.
         tracking_uri: where the runs are, without secrets.
         undelivered: journal rows that wait for it.
+        unpublished: whether the copy in storage is not complete, which a later run on this node makes up for.
     """
 
     folder: Path
@@ -68,6 +77,7 @@ class SweepSummary:
     warnings: tuple[str, ...]
     tracking_uri: str
     undelivered: int
+    unpublished: bool = False
 
 
 def run_sweep(
@@ -83,6 +93,7 @@ def run_sweep(
 
     Raises:
         ProxyGapError: the sweep cannot start, or cannot go on (a full disk); failed trials are states of the summary.
+        Superseded: another process has taken the sweep over; nothing more was written about it.
     """
     return _execute(loaded, sweep_folder(loaded, fresh=fresh), on_progress, stop)
 
@@ -112,20 +123,39 @@ def _execute(
     _preflight(loaded, folder)
     base, told = loaded.base, on_progress or (lambda _: None)
     uri = tracking_uri(base.record.tracking_uri, folder.path.parent)
-    job = _describe(loaded, folder)
-    shipper = Shipper(folder, base.record.flush_s)
-    with _opened(loaded, folder, stop or (lambda: False)) as (director, watch):
-        shipper.start()
+    storage = storage_of(base.record.storage)
+    shelf = Shelf(folder, None if storage is None else storage.below(folder.path.name))
+    copies = SweepCopies(shelf)
+    copies.take_up()
+    job = _describe(loaded, shelf)
+    with _opened(loaded, copies, folder, stop or (lambda: False)) as (director, watch):
         page: tuple[Path | None, str] = None, ""
-        try:
-            if not director.idle:
-                _run(director, watch, job, told, stop)
-            if any(trial.reports for trial in director.book.trials.values()):
-                page = make_sweep_report(folder.path)
-        finally:
-            told(watch.progress(director))
-            shipper.stop(FINAL_DELIVERY_S)
-        return _summary(director, watch, folder, uri, page)
+        with _delivered(folder, base.record.flush_s):
+            try:
+                if not director.idle:
+                    _run(director, watch, job, copies, told, stop)
+                complete = copies.gather()
+                settle_all(folder, director.book)
+                if any(trial.reports for trial in director.book.trials.values()):
+                    page = make_sweep_report(folder.path)
+            finally:
+                told(watch.progress(director))
+        complete = copies.settle() and complete
+        return replace(_summary(director, watch, folder, uri, page), unpublished=not complete)
+
+
+@contextlib.contextmanager
+def _delivered(folder: SweepFolder, every_s: float) -> Iterator[None]:
+    """Have the tracker told beside what is done; but nothing more once a newer attempt has the sweep."""
+    shipper, patience_s = Shipper(folder, every_s), FINAL_DELIVERY_S
+    shipper.start()
+    try:
+        yield
+    except Superseded:
+        patience_s = 0.0
+        raise
+    finally:
+        shipper.stop(patience_s)
 
 
 def _preflight(loaded: LoadedSweep, folder: SweepFolder) -> None:
@@ -155,22 +185,27 @@ def _preflight(loaded: LoadedSweep, folder: SweepFolder) -> None:
 
 
 def sweep_folder(loaded: LoadedSweep, *, fresh: bool = False) -> SweepFolder:
-    """The sweep's folder; for a fresh start the first of ``-2``, ``-3``, ... that does not exist."""
+    """The sweep's folder; for a fresh start the first of ``-2``, ``-3``, ... that exists nowhere."""
     first = SweepFolder.place(Path(loaded.base.record.folder), loaded.name, loaded.identity)
-    if not fresh or not first.path.exists():
+    if not fresh:
         return first
-    numbers = (n for n in range(2, 10_000) if not first.path.with_name(f"{first.path.name}-{n}").exists())
-    return SweepFolder(first.path.with_name(f"{first.path.name}-{next(numbers)}"))
+    storage = storage_of(loaded.base.record.storage)
+    others = (first.path.with_name(f"{first.path.name}-{number}") for number in range(2, 10_000))
+    return SweepFolder(
+        next(path for path in (first.path, *others) if not path.exists() and not is_stored(storage, path))
+    )
 
 
-def _describe(loaded: LoadedSweep, folder: SweepFolder) -> Job:
-    found = provenance(loaded.identity, loaded.base.seeds)
-    folder.create(sweep_hash=loaded.identity, yaml_text=loaded.text, resolved=loaded.resolved, provenance=found)
-    return Job(loaded, folder, loaded.identity, found)
+def _describe(loaded: LoadedSweep, shelf: Shelf) -> Job:
+    found = {**provenance(loaded.identity, loaded.base.seeds), "objective": loaded.base.objective}
+    shelf.folder.create(sweep_hash=loaded.identity, yaml_text=loaded.text, resolved=loaded.resolved, provenance=found)
+    return Job(loaded, shelf, loaded.identity, found)
 
 
 @contextlib.contextmanager
-def _opened(loaded: LoadedSweep, folder: SweepFolder, stop: Stop) -> Iterator[tuple[Director, Watch]]:
+def _opened(
+    loaded: LoadedSweep, copies: SweepCopies, folder: SweepFolder, stop: Stop
+) -> Iterator[tuple[Director, Watch]]:
     """The sweep's memory, open for writing. Raises StorageError, also where another process runs the sweep."""
     watch = Watch(folder)  # its lock keeps a second process out
     try:
@@ -178,22 +213,30 @@ def _opened(loaded: LoadedSweep, folder: SweepFolder, stop: Stop) -> Iterator[tu
         settle_all(folder, book)
         limit = loaded.sweep.budget.wall_s
         deadline = None if limit is None else time.time() + limit - watch.wall_s
-        ending = Ending(folder.path, stop, loaded.sweep.stop_grace_s, deadline)
+        messages = Messages()
+        ending = Ending(messages, stop, loaded.sweep.stop_grace_s, deadline)
+        director = Director(loaded, folder, book, ending, messages, begins=copies.commit, ended=copies.ended)
+        copies.start(book, lambda: director.live)
         try:
-            yield Director(loaded, folder, book, ending), watch
+            yield director, watch
         finally:
-            ending.close()
+            copies.stop()
             book.close()
     finally:
         watch.close()
 
 
-def _run(director: Director, watch: Watch, job: Job, told: OnProgress, stop: Stop | None) -> None:
+def _run(director: Director, watch: Watch, job: Job, copies: SweepCopies, told: OnProgress, stop: Stop | None) -> None:
     """Trials until there are no more; hosts that all of them ask are there as long. Raises ProxyGapError."""
     last = 0.0
 
     def tick() -> None:
         nonlocal last
+        try:
+            copies.check()
+            mailbox.tend()
+        except ProxyGapError as error:
+            director.ending.fail(error)
         if time.monotonic() - last >= TELL_EVERY_S:
             last = time.monotonic()
             now = watch.progress(director)
@@ -207,8 +250,11 @@ def _run(director: Director, watch: Watch, job: Job, told: OnProgress, stop: Sto
         if isinstance(stop, Reinstallable):  # ray.init puts its own handler on SIGTERM
             stop.reinstall()
         check_sweep(job.loaded)
-        with contextlib.closing(start_shared(job.loaded, job.folder.path.name)):
-            execute(director, function_of(job), scratch=job.folder.path / ".tune", tick=tick)
+        folder, home = job.shelf.folder.path, ray.get_runtime_context().get_node_id()
+        job = replace(job, shelf=replace(job.shelf, home=home))
+        mailbox = Mailbox(director.messages, folder.name)
+        with contextlib.closing(mailbox), contextlib.closing(start_shared(job.loaded, folder.name)):
+            execute(director, function_of(job, mailbox.name), scratch=folder / ".tune", tick=tick)
     watch.write(watch.progress(director), always=True)
 
 

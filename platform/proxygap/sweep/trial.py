@@ -1,8 +1,9 @@
 """One trial in its process: the experiment of one setting, all of its seeds in lockstep, reported stretch by stretch.
 
-A trial ends in one of five ways, told by its last report: it finished; it was ordered to stop; the sweep stops or a
-budget is spent (interrupted: a resumed sweep continues it); it failed by itself; or its process died, and then Tune
-takes it up again from its checkpoints. Only the process of the sweep writes the ledger.
+A trial ends in one of six ways, told by its last report: it finished; it was ordered to stop; the sweep stops or a
+budget is spent (interrupted: a resumed sweep continues it); it failed by itself; a newer attempt has taken it over; or
+its process died, and then Tune takes it up again from its checkpoints, on whatever node. Only the process of the sweep
+writes the ledger.
 """
 
 from __future__ import annotations
@@ -13,85 +14,66 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from proxygap.base.clock import Clocks
 from proxygap.base.config import canonical_hash
-from proxygap.base.errors import ProxyGapError, RunFailed, StorageError
+from proxygap.base.errors import ProxyGapError, RunFailed, StorageError, Superseded
 from proxygap.base.measurement import Reading
 from proxygap.experiment import Experiment
-from proxygap.record.folder import ExperimentFolder, RunState, storage_errors
-from proxygap.record.sweep_folder import SweepFolder
+from proxygap.record.folder import ExperimentFolder, RunState
 from proxygap.sweep.aggregates import write_trial_aggregates
 from proxygap.sweep.book import settle
 from proxygap.sweep.exchange import exploit, snapshot
 from proxygap.sweep.load import LoadedSweep
 from proxygap.sweep.lockstep import Lockstep, Stretch, evaluations_per_report
-from proxygap.sweep.messages import Order, read_assignment, read_order, stop_file
+from proxygap.sweep.messages import Inbox, Order, SweepGone
 from proxygap.sweep.resources import trial_premises
 from proxygap.sweep.settings import PopulationBased
 from proxygap.sweep.space import experiment_of, recorded_equals
+from proxygap.sweep.trial_records import Shelf, TrialRecords, Unreachable, records_of
 from proxygap.yaml_file import yaml_text
 
-LOCK_S = 60.0
-"""Longest wait for the process that had the trial before: after a kill it may live on for some seconds."""
-POLL_S = 0.05
 log = logging.getLogger("proxygap")
 Report = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What all trials of a sweep share: the sweep, its folder and hash, and the provenance that each one records."""
+    """What all trials of a sweep share: the sweep, its hash, where its records are, and what each one records of it."""
 
     loaded: LoadedSweep
-    folder: SweepFolder
+    shelf: Shelf
     sweep_hash: str
     provenance: Mapping[str, Any]
 
 
-def run_trial(job: Job, number: int, report: Report) -> None:
-    """Run trial ``number`` from where its folder says it was left; every report is ``{"report": JSON}``."""
-    place = job.folder.trial(number)
+def run_trial(job: Job, number: int, report: Report, inbox: Inbox) -> None:
+    """Run trial ``number`` from where its records say it was left; every report is ``{"report": JSON}``."""
     try:
-        with _alone(place):
-            Trial(job, number, report).run()
-    except ProxyGapError as error:  # the lock, or messages that cannot be read
+        with records_of(job.shelf, number, lambda: bool(inbox.stopping())) as records:
+            Trial(job, records, report, inbox).run()
+    except Superseded as error:
+        report({"report": json.dumps({"superseded": _line(error)})})
+    except (SweepGone, Unreachable) as error:
+        report(interrupted(str(error)))
+    except ProxyGapError as error:  # the lock, or records that cannot be taken up
         report(failed(error))
-
-
-@contextlib.contextmanager
-def _alone(place: ExperimentFolder) -> Iterator[None]:
-    with storage_errors(place.path):
-        place.path.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(place.path / ".trial.lock")
-    try:
-        lock.acquire(timeout=LOCK_S)
-    except Timeout as error:
-        remedy = "Stop the process that runs it"
-        raise StorageError(
-            f"another process has been running this trial for {LOCK_S:g} s", field=str(place.path), remedy=remedy
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 class Trial:
     """One trial, while its process has it."""
 
-    def __init__(self, job: Job, number: int, report: Report) -> None:
-        self.job, self.number, self._report = job, number, report
-        self.place = job.folder.trial(number)
-        self.assignment = read_assignment(self.place.path)
+    def __init__(self, job: Job, records: TrialRecords, report: Report, inbox: Inbox) -> None:
+        self.job, self.records, self._report, self._inbox = job, records, report, inbox
+        self.number, self.place = records.number, records.place
+        self.assignment = inbox.assignment()
         self.setting = dict(self.assignment.setting)
         self.sweep = job.loaded.sweep
         self._spent_before: dict[str, int] | None = None
+        self._kept = False
         self.why = ""
 
     def run(self) -> None:
@@ -99,16 +81,25 @@ class Trial:
         self.lockstep: Lockstep | None = None
         hosts = contextlib.ExitStack()
         if self.assignment.stop:
-            return settle(self.place, RunState.INTERRUPTED, self.assignment.stop)
+            settle(self.place, RunState.INTERRUPTED, self.assignment.stop)
+            self._kept = self.records.publish(self._must_stop)
+            return self._leave()
         try:
+            self._check_recorded()
             self._begin()
-            hosts.enter_context(trial_premises(self.experiment, self.sweep, self.job.folder.path.name))
+            hosts.enter_context(trial_premises(self.experiment, self.sweep, self.job.shelf.folder.path.name))
             self._climb()
+        except Superseded:
+            raise
+        except (SweepGone, Unreachable) as error:
+            self.why = str(error)
+            self._interrupt()
         except Exception as error:
             log.exception("trial %d failed", self.number)
             message = failed(error)
             self._end(RunState.INTERRUPTED, f"the trial failed: {_line(error)}")
             self._report(message)
+            self._leave()
         finally:  # also where Tune ends the thread
             if self.lockstep is not None:
                 self.lockstep.close()
@@ -117,11 +108,12 @@ class Trial:
     def _begin(self) -> None:
         """Build the experiment of the setting, record it, and open its seeds."""
         experiment = experiment_of(self.job.loaded, self.setting, self.number)
-        describe(self.job, self.number, experiment)
+        describe(self.job, self.place, self.number, experiment)
         recorded_equals(self.place.experiment, self.setting)
         per_report = evaluations_per_report(experiment, self.sweep.report_every)
         keys = {seed: run_key(self.job.sweep_hash, self.number, seed) for seed in experiment.seeds}
-        self.lockstep = Lockstep(experiment, self.place, keys, per_report, self._must_stop)
+        publish = self.records.publish_now_and_then
+        self.lockstep = Lockstep(experiment, self.place, keys, per_report, self._must_stop, publish)
         self.experiment = experiment
 
     def _climb(self) -> None:
@@ -138,19 +130,22 @@ class Trial:
                 if compares:
                     self.lockstep.checkpoint()
                     snapshot(self.place, index)
-                if stretch.last:
-                    self._end(RunState.FINISHED)
+                    if not self.records.publish(self._must_stop):
+                        return self._interrupt()
+                if stretch.last and not self._end(RunState.FINISHED):
+                    return self._interrupt()
                 self._report({"report": json.dumps(asdict(stretch))})
-                order = read_order(self.place.path, index)
+                order = self._inbox.order(index)
             if order is not None and order.stop:
-                return self._end(RunState.INTERRUPTED, order.stop)
+                self._end(RunState.INTERRUPTED, order.stop)
+                return self._leave()
             if stretch.last:
-                return None
+                return self._leave()
             if compares and index >= self.assignment.reported:
                 if change.get("index") == index:
                     order = Order(index, donor=change["donor"], setting=self.setting)
                 elif not (index == self.assignment.reported and self.assignment.compared):
-                    order = order or self._await_order(index)
+                    order = order or self._inbox.await_order(index, self._must_stop)
                     if order is None:
                         return self._interrupt()
                 self._follow(order)
@@ -161,33 +156,24 @@ class Trial:
             return False
         return stretch.real_step % scheduler.every == 0
 
-    def _await_order(self, index: int) -> Order | None:
-        """Wait until the population has been compared; None: asked to stop meanwhile."""
-        while (order := read_order(self.place.path, index)) is None:
-            if self._must_stop():
-                return None
-            time.sleep(POLL_S)
-        return order
-
     def _follow(self, order: Order | None) -> None:
         """Continue from the donor's state under the new setting, where that was ordered."""
         if order is None or order.donor is None:
             return
         assert self.lockstep is not None
         self.lockstep.close()
-        donor = self.job.folder.trial(order.donor)
-        for seed in self.experiment.seeds:
-            keys = run_key(self.job.sweep_hash, order.donor, seed), run_key(self.job.sweep_hash, self.number, seed)
-            keep = self.experiment.record.keep_checkpoints
-            exploit(self.place.seed(seed), donor, order.index, keys, keep, donor_number=order.donor)
+        with self.records.snapshot_of(order.donor, order.index) as donor:
+            for seed in self.experiment.seeds:
+                keys = run_key(self.job.sweep_hash, order.donor, seed), run_key(self.job.sweep_hash, self.number, seed)
+                keep = self.experiment.record.keep_checkpoints
+                exploit(self.place.seed(seed), donor, order.index, keys, keep, donor_number=order.donor)
         self.setting = dict(order.setting)
         self._begin()
 
     def _must_stop(self) -> bool:
         """Whether no further iteration may begin, and why."""
-        file = stop_file(self.job.folder.path)
-        if file.exists():
-            self.why = file.read_text() or "the sweep was stopped"
+        if stopping := self._inbox.stopping():
+            self.why = stopping
         elif self.assignment.deadline is not None and time.time() >= self.assignment.deadline:
             self.why = f"sweep.budget.wall_s = {self.sweep.budget.wall_s} was spent"
         elif self.assignment.allowance and self.lockstep is not None:
@@ -216,26 +202,49 @@ class Trial:
                 raise RunFailed(_lacking(goal.metric, stretch.real_step, self.lockstep.readings(stretch.index)))
 
     def _interrupt(self) -> None:
-        assert self.lockstep is not None
-        self.lockstep.checkpoint()
+        if self.lockstep is not None:
+            self.lockstep.checkpoint()
         self._end(RunState.INTERRUPTED, self.why)
-        self._report({"report": json.dumps({"interrupted": self.why})})
+        self._report(interrupted(self.why))
 
-    def _end(self, state: RunState, reason: str = "") -> None:
-        """Close the seeds, say how they ended, and aggregate what they measured."""
+    def _leave(self) -> None:
+        """The trial has ended for good."""
+        if self._kept:
+            self.records.forget()
+
+    def _check_recorded(self) -> None:
+        """Refuse the records of another setting: of a sweep whose ledger in storage was behind when it was lost.
+
+        Raises:
+            StorageError: naming the first field that differs.
+        """
+        recorded = self.place.experiment
+        if recorded and not isinstance(self.sweep.scheduler, PopulationBased):  # a population changes its settings
+            recorded_equals(recorded, self.setting)
+
+    def _end(self, state: RunState, reason: str = "") -> bool:
+        """Close the seeds, say how they ended, aggregate what they measured, and publish it.
+
+        Returns:
+            Whether others find it; False: asked to stop while storage did not answer.
+
+        Raises:
+            Superseded: a newer attempt has the trial.
+        """
         if self.lockstep is not None:
             self.lockstep.close(state, reason)
             with contextlib.suppress(StorageError):  # of a trial that failed because the disk is full
                 lasts, probe = self.lockstep.lasts(), self.experiment.probe
                 clocks = Clocks(**self.lockstep.spent())
                 write_trial_aggregates(self.place, lasts, clocks, probe.resamples, probe.confidence)
+        self._kept = self.records.publish(self._must_stop)
+        return self._kept
 
 
-def describe(job: Job, number: int, experiment: Experiment) -> None:
+def describe(job: Job, place: ExperimentFolder, number: int, experiment: Experiment) -> None:
     """Record a trial's experiment; it may change as a population is trained, and its identity does not."""
     resolved, identity = experiment.model_dump(mode="json"), trial_hash(job.sweep_hash, number)
     provenance = {**job.provenance, "experiment_hash": identity, "seeds": list(experiment.seeds)}
-    place = job.folder.trial(number)
     place.create(experiment_hash=identity, yaml_text=yaml_text(resolved), resolved=resolved, provenance=provenance)
 
 
@@ -247,6 +256,11 @@ def trial_hash(sweep_hash: str, number: int) -> str:
 def run_key(sweep_hash: str, number: int, seed: int) -> str:
     """Identity of the checkpoints of one seed of a trial, whatever its setting is by now."""
     return canonical_hash({"sweep": sweep_hash, "trial": number, "seed": seed})
+
+
+def interrupted(why: str) -> dict[str, str]:
+    """The report of a trial that a resumed sweep continues."""
+    return {"report": json.dumps({"interrupted": why})}
 
 
 def failed(error: BaseException) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from proxygap.base.errors import HostFailed, NonFiniteValue
+from proxygap.base.errors import HostFailed, InfeasibleResources, NonFiniteValue
 from proxygap.base.protocols import State
 from proxygap.serve.actor import HostActor
 from proxygap.serve.host import (
@@ -91,10 +91,37 @@ def test_a_factory_that_cannot_be_imported_is_named(factory: str) -> None:
     assert caught.value.value == factory
 
 
-def test_a_host_with_gpus_builds_on_one() -> None:
+@pytest.mark.parametrize(
+    ("seen", "built", "there", "device"),
+    [
+        (True, True, 1, "cuda"),
+        (False, False, 0, "cpu"),  # a number that the node was started with
+        (False, True, 0, r"torch sees none .* 0 GPUs on its node.*nvidia-smi"),
+        (False, True, 1, r"torch sees none .* 1 GPUs on its node.*nvidia-smi"),
+        (False, False, 1, r"gpus = 0.5: .*a build of torch for CUDA.*set gpus to 0"),
+    ],
+)
+def test_a_host_with_gpus_builds_on_one_or_says_why_not(
+    seen: bool, built: bool, there: int, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: seen)
+    monkeypatch.setattr("torch.version.cuda", "13.0" if built else None)
+    monkeypatch.setattr("proxygap.serve.placement.local_gpus", lambda: there)
     shell = HostedShell(affine_recipe(1.0), gpus=0.5)
+    if device in ("cuda", "cpu"):
+        shell.load(0, None)
+        assert shell._model.device == shell.device == device  # type: ignore[union-attr]
+    else:
+        with pytest.raises(InfeasibleResources, match=device):
+            shell.load(0, None)
+        assert shell.version is None
+
+
+def test_a_host_without_gpus_stays_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    shell = HostedShell(affine_recipe(1.0))
     shell.load(0, None)
-    assert shell._model.device == "cuda"  # type: ignore[union-attr]
+    assert shell.device == "cpu"
 
 
 def test_a_request_for_no_version_is_answered_by_whatever_is_loaded(shell: HostedShell) -> None:

@@ -16,7 +16,7 @@ from proxygap.sweep.budget import CLOCKS
 from proxygap.sweep.director import Director
 from proxygap.sweep.ending import Ending
 from proxygap.sweep.lockstep import Stretch
-from proxygap.sweep.messages import read_assignment, read_order
+from proxygap.sweep.messages import Assignment, Messages, Order
 from tests.sweep.small import loaded
 
 GOLD = "outcome/gold_reward"
@@ -31,7 +31,8 @@ def sweep(tmp_path: Path) -> Open:
     def opened(*, asked: bool = False, **section: Any) -> Director:
         made, folder = loaded(tmp_path, **section), SweepFolder(tmp_path / "sweep")
         folder.path.mkdir(exist_ok=True)
-        return Director(made, folder, Book(folder, made), Ending(folder.path, lambda: asked, 1.0))
+        messages = Messages()
+        return Director(made, folder, Book(folder, made), Ending(messages, lambda: asked, 1.0), messages)
 
     return opened
 
@@ -55,8 +56,18 @@ def finish(director: Director, number: int, gold: float, first: int = 1) -> None
     director.gone(number, died=False)
 
 
-def order(director: Director, number: int, index: int) -> Any:
-    return read_order(director.folder.trial(number).path, index)
+def order(director: Director, number: int, index: int) -> Order | None:
+    return director.messages.letters[number].answer(index)
+
+
+def given(director: Director, number: int, index: int) -> Order:
+    found = order(director, number, index)
+    assert found is not None
+    return found
+
+
+def assignment(director: Director, number: int) -> Assignment:
+    return director.messages.letters[number].assignment
 
 
 def test_trials_one_by_one_until_they_are_spent(sweep: Open) -> None:
@@ -80,8 +91,8 @@ def test_next_process_goes_on_with_interrupted_trials_first_and_proposes_the_sam
     tell(director, 1, 2, 1.0)
     later = sweep(trials=4)
     assert started(later) == 1
-    assignment = read_assignment(later.folder.trial(1).path)
-    assert (assignment.reported, dict(assignment.setting)) == (2, later.book.trials[1].setting)
+    told = assignment(later, 1)
+    assert (told.reported, dict(told.setting)) == (2, later.book.trials[1].setting)
     tell(later, 1, 2, -9.0)  # heard before: nothing follows
     assert [report.values[GOLD] for report in later.book.trials[1].reports] == [1.0, 1.0]
     finish(later, 1, 1.0, first=3)
@@ -100,9 +111,9 @@ def test_stopped_trial_is_ended_in_the_ledger_before_it_hears_of_it(sweep: Open)
     assert order(director, number, 1) is None
     tell(director, number, 2, 1.0)
     reason = "stopped by asha at 2 real steps"
-    assert read_ledger(director.folder.ledger)[number].reason == order(director, number, 2).stop == reason
+    assert read_ledger(director.folder.ledger)[number].reason == given(director, number, 2).stop == reason
     director.take_up(number)  # its process died before it read the order
-    assert read_assignment(director.folder.trial(number).path).stop == reason
+    assert assignment(director, number).stop == reason
     director.gone(number, died=False)
     assert director.book.trials[number].state is TrialState.STOPPED
     later = sweep(trials=3, scheduler={"kind": "asha", "grace": 2, "reduction": 2})
@@ -124,9 +135,9 @@ def test_population_waits_for_its_last_member_and_then_the_worst_follows_the_bes
     tell(director, 2, 2, 2.0, label=300)
     change = director.book.trials[1].changes[0]
     assert (change.index, change.donor) == (2, 0)
-    assert order(director, 1, 2).donor == 0
-    assert order(director, 1, 2).setting == change.setting == director.book.trials[1].current
-    assert [order(director, number, 2).donor for number in (0, 2)] == [None, None]
+    assert given(director, 1, 2).donor == 0
+    assert given(director, 1, 2).setting == change.setting == director.book.trials[1].current
+    assert [given(director, number, 2).donor for number in (0, 2)] == [None, None]
     rows = [json.loads(line)["kind"] for line in director.folder.ledger.read_text().splitlines()]
     assert rows[-2:] == ["changed", "reported"]  # a kill between them leaves a report to be made again
     assert director.spending.spent["label"] == 600
@@ -136,7 +147,7 @@ def test_population_waits_for_its_last_member_and_then_the_worst_follows_the_bes
     assert later.spending.spent == director.spending.spent
     assert later.book.trials[1].current == change.setting
     assert [started(later) for _ in range(3)] == [0, 1, 2]
-    waiting = read_assignment(later.folder.trial(0).path)
+    waiting = assignment(later, 0)
     assert (waiting.reported, waiting.compared) == (2, True)  # it need not wait for an order
 
 
@@ -149,7 +160,7 @@ def test_population_is_compared_without_a_member_that_failed(sweep: Open) -> Non
             tell(director, number, step, float(number))
     assert order(director, 0, 2) is None
     director.heard(3, json.dumps({"failed": "seed 0 failed"}))
-    assert order(director, 0, 2).donor == 2
+    assert given(director, 0, 2).donor == 2
     assert director.book.trials[3].reason == "seed 0 failed"
 
 
@@ -164,14 +175,14 @@ def test_failures_end_the_sweep_and_dead_processes_count(sweep: Open) -> None:
     director.gone(number, died=False)
     with pytest.raises(StopIteration):
         director.next()
-    assert (director.folder.path / "stop").read_text() == director.ending.why
+    assert director.messages.why == director.ending.why
     assert director.ending.why == "2 trials failed, and sweep.failures.stop_after = 2"
 
 
 def test_trial_that_says_that_a_budget_is_spent_ends_the_sweep_and_stays_open(sweep: Open) -> None:
     director = sweep(trials=9, budget={"label": 100})
     number = started(director)
-    assert read_assignment(director.folder.trial(number).path).allowance == {"label": 100}
+    assert assignment(director, number).allowance == {"label": 100}
     director.heard(number, json.dumps({"interrupted": "sweep.budget.label = 100 was spent"}))
     director.gone(number, died=False)
     assert director.ending.begun

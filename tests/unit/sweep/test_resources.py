@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from proxygap.base.errors import InfeasibleResources, InvalidExperiment
+from proxygap.serve.nodes import NODE_ID, Node
+from proxygap.serve.placement import shortage
 from proxygap.sweep.load import LoadedSweep, load_sweep
-from proxygap.sweep.resources import check_sweep, trial_ask, trial_bundles
+from proxygap.sweep.resources import TrialAsk, check_sweep, trial_ask, trial_bundles
 from tests.loops.command import SMALL
 
 Load = Callable[..., LoadedSweep]
@@ -40,14 +42,18 @@ def load(tmp_path: Path) -> Load:
     return load
 
 
-def nodes(*cpus: float, gpus: float = 0.0) -> list[dict[str, float]]:
-    return [{"CPU": cpu, "GPU": gpus, "memory": 1e9} for cpu in cpus]
+def nodes(*cpus: float, gpus: float = 0.0) -> list[Node]:
+    return [Node({"CPU": cpu, "GPU": gpus, "memory": 1e9}) for cpu in cpus]
+
+
+def amounts(ask: TrialAsk) -> list[Mapping[str, float]]:
+    return [bundle.resources for bundle in ask.bundles]
 
 
 def test_a_trial_of_nothing_but_its_process_is_one_bundle(load: Load) -> None:
     plain = load(compute={"cpus_per_seed": 0.5})
     ask = trial_ask(plain.base, plain.sweep)
-    assert (ask.bundles, ask.places, ask.strategy) == ([{"CPU": 0.5}], {}, "PACK")
+    assert (amounts(ask), ask.places, ask.strategy) == ([{"CPU": 0.5}], {}, "PACK")
 
 
 def test_runners_come_first_then_the_learner_then_hosts(load: Load) -> None:
@@ -59,17 +65,17 @@ def test_runners_come_first_then_the_learner_then_hosts(load: Load) -> None:
     )
     ask = trial_ask(full.base, full.sweep)
     runners, learners, hosts = [{"CPU": 1.5}] * 2, [{"CPU": 1.0}] * 3, [{"CPU": 0.25}] * 6
-    assert ask.bundles == [{"CPU": 1.0}, *runners, *learners, *hosts]
+    assert amounts(ask) == [{"CPU": 1.0}, *runners, *learners, *hosts]
     assert ask.places == {"dynamics": (6, 7, 8, 9, 10, 11)}
     assert ask.strategy == "STRICT_PACK"  # a Learner may be put on any bundle with a CPU
     assert ask.amount("CPU") == 1.0 + 3.0 + 3.0 + 1.5
-    assert trial_bundles(full.base, full.sweep).bundles == ask.bundles
+    assert trial_bundles(full.base, full.sweep).bundles == amounts(ask)
 
 
 def test_a_learner_with_a_gpu_of_its_own_takes_no_other_place(load: Load) -> None:
     gpu = load(optimize={**SMALL["optimize"], "learners": 1, "gpus_per_learner": 0.5}, serve=HOSTS)
     ask = trial_ask(gpu.base, gpu.sweep)
-    assert ask.bundles[1] == {"GPU": 0.5}
+    assert amounts(ask)[1] == {"GPU": 0.5}
     assert ask.strategy == "PACK"
 
 
@@ -89,7 +95,7 @@ def test_hosts_beyond_the_members_of_an_ensemble_are_not_reserved(load: Load) ->
     )
     ask = trial_ask(rewards.base, rewards.sweep)
     assert ask.places == {"reward": (1, 2, 3), "reference": (4,)}
-    assert ask.bundles[4] == {"memory": 1.0}
+    assert amounts(ask)[4] == {"memory": 1.0}
 
 
 def test_each_reward_of_a_task_has_a_model_on_hosts_of_its_own(load: Load) -> None:
@@ -105,7 +111,7 @@ def test_each_reward_of_a_task_has_a_model_on_hosts_of_its_own(load: Load) -> No
 
 def test_shared_hosts_are_no_part_of_a_trial(load: Load) -> None:
     shared = load(sweep={"hosts": "shared"}, serve=HOSTS)
-    assert trial_ask(shared.base, shared.sweep).bundles == [{"CPU": 1.0}]
+    assert amounts(trial_ask(shared.base, shared.sweep)) == [{"CPU": 1.0}]
 
 
 @pytest.mark.parametrize(
@@ -123,6 +129,42 @@ def test_one_trial_has_one_strategy(load: Load, sections: dict[str, Any], learne
             trial_ask(mixed.base, mixed.sweep)
     else:
         assert trial_ask(mixed.base, mixed.sweep).strategy == sections["dynamics"]["strategy"]
+
+
+def test_a_learner_with_a_resource_of_its_own_leaves_the_nodes_free(load: Load) -> None:
+    one = {**SMALL["optimize"], "learners": 1}
+    hosts = {"dynamics": {"hosts": 2, "strategy": "SPREAD"}}
+    apart = load(optimize=one, serve=hosts, compute={"learner_resources": {"learner": 1.0}})
+    ask = trial_ask(apart.base, apart.sweep)
+    assert ask.strategy == "SPREAD"
+    assert amounts(ask)[1] == {"CPU": 1.0, "learner": 1.0}
+    with pytest.raises(InfeasibleResources, match=r"a host asks for learner 1 and no node has more than 0"):
+        check_sweep(apart, nodes(8.0))
+
+
+def test_each_bundle_of_a_trial_has_the_labels_of_what_it_is_for(load: Load) -> None:
+    compute = {"labels": {"pool": "policy"}, "resources": {"seat": 0.5}, "runner_resources": {"simulator": 1.0}}
+    hosts = {"dynamics": {"hosts": 1, "cpus": 0.25, "labels": {"pool": "in(a, b)"}}}
+    labeled = load(collect={**SMALL["collect"], "env_runners": 1}, compute=compute, serve=hosts)
+    factory = trial_bundles(labeled.base, labeled.sweep)
+    assert factory.bundles == [{"CPU": 1.0, "seat": 0.5}, {"CPU": 1.0, "simulator": 1.0}, {"CPU": 0.25}]
+    assert factory._kwargs == {"bundle_label_selector": [{"pool": "policy"}, {}, {"pool": "in(a,b)"}]}
+    policy = Node({"CPU": 2.0, "seat": 1.0, "simulator": 1.0}, {"pool": "policy"})
+    check_sweep(labeled, [policy, Node({"CPU": 1.0}, {"pool": "b"})])
+    with pytest.raises(InfeasibleResources, match=r"pool=in\(a, b\) and no node has .*of 1, pool is policy on 1"):
+        check_sweep(labeled, [policy])
+    with pytest.raises(InvalidExperiment, match=r"compute.labels.pool = 'in\(': no selector"):
+        check_sweep(load(compute={"labels": {"pool": "in("}}), nodes(8.0))
+
+
+def test_a_trial_that_is_kept_on_a_node_counts_against_that_node_alone(load: Load) -> None:
+    loaded = load(serve={"dynamics": {"hosts": 1, "cpus": 2.0}})
+    here, there = (Node({"CPU": 2.0}, {NODE_ID: name}) for name in ("aa", "bb"))
+    ask = trial_ask(loaded.base, loaded.sweep, here)
+    assert [bundle.labels for bundle in ask.bundles] == [{NODE_ID: "aa"}, {}]
+    assert shortage(ask.bundles, ask.strategy, [here, there])[0] == ""
+    name, sentence = shortage(ask.bundles * 3, "PACK", [here, *[there] * 9])
+    assert (name, sentence) == ("CPU", f"the hosts ask for CPU 3 together and the nodes with {NODE_ID}=aa have 2")
 
 
 def test_the_arithmetic_of_too_many_trials_is_shown(load: Load) -> None:

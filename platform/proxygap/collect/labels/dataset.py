@@ -20,14 +20,13 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from proxygap.base.config import canonical_hash
-from proxygap.base.errors import InvalidDataset, StorageError
+from proxygap.base.errors import InvalidDataset
 from proxygap.base.language import Items, ItemSpec, Preferences
 from proxygap.base.records import Bool, Int64
-from proxygap.collect.episodes import _first_line, _replace_atomically
 from proxygap.collect.labels.rows import LABELS, Sheet, Tokenize, found_in, items_of, labels_of, plain_items_of
+from proxygap.collect.tables import first_line, read_table, write_table
 
 SCHEMA_VERSION = "1"
 Repeats = Literal["refuse", "keep"]
@@ -42,7 +41,7 @@ def write_preferences(path: str | Path, preferences: Preferences, provenance: Ma
     """Write labeled pairs to a parquet file, all of it or nothing.
 
     Args:
-        path: file to create or replace; its folder must exist.
+        path: file to create or replace, or its URI (see `proxygap.base.filesystems`); a local folder must exist.
         preferences: any number of pairs. Padding of answers is not written.
         provenance: where they come from, e.g. experiment hash, commit, task, seed of the labels.
 
@@ -52,7 +51,6 @@ def write_preferences(path: str | Path, preferences: Preferences, provenance: Ma
     Raises:
         StorageError: when the file cannot be written.
     """
-    target = Path(path)
     columns = {
         f"{side}_{name}": column
         for side in _SIDES
@@ -67,12 +65,7 @@ def write_preferences(path: str | Path, preferences: Preferences, provenance: Ma
         "provenance": json.dumps(dict(provenance)),
     }
     sealed = {_PREFIX + key: value for key, value in {**facts, "seal": canonical_hash(facts)}.items()}
-    try:
-        _replace_atomically(target, table.replace_schema_metadata(sealed))
-    except OSError as error:
-        raise StorageError(
-            f"cannot write preferences: {error}", field=str(target), remedy="Give a writable folder with free space"
-        ) from error
+    write_table(path, table.replace_schema_metadata(sealed), "preferences")
     return facts["content_hash"]
 
 
@@ -88,7 +81,7 @@ def read_preferences(
     """Read labeled pairs, once every row of them is known to be usable.
 
     Args:
-        path: a file of `write_preferences`, or one with the field's plain columns.
+        path: a file of `write_preferences`, or one with the field's plain columns; its path or URI.
         spec: the sizes of the task's items; answers are padded to ``max_tokens``, prompts to ``prompt_length``.
         prompts: the task's prompt table (P, L). Where given, every prompt must be one of its rows; plain columns
             have no ``prompt`` column (the row of the table) without it.
@@ -102,8 +95,9 @@ def read_preferences(
 
     Raises:
         InvalidDataset: naming the file, and the row (counted from 0) and column that cannot be used.
+        InvalidExperiment, StorageError: no filesystem takes the URI, or it cannot be reached.
     """
-    sheet = _opened(Path(path))
+    sheet = _opened(path)
     if _is_ours(sheet):
         _check_seal(sheet)
         chosen, rejected = (items_of(sheet, side, spec) for side in _SIDES)
@@ -121,7 +115,7 @@ def read_preferences(
 
 def read_provenance(path: str | Path) -> dict[str, str]:
     """Where the pairs of a file come from; empty for plain columns. Raises `InvalidDataset` like `read_preferences`."""
-    sheet = _opened(Path(path))
+    sheet = _opened(path)
     return dict(json.loads(_check_seal(sheet)["provenance"])) if _is_ours(sheet) else {}
 
 
@@ -147,13 +141,13 @@ def _lists(values_NT: Int64, mask_NT: Bool) -> Any:
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values_NT[mask_NT], pa.int64()))
 
 
-def _opened(source: Path) -> Sheet:
+def _opened(path: str | Path) -> Sheet:
+    source = str(path)
     try:
-        with source.open("rb") as file:
-            table = pq.read_table(file, page_checksum_verification=True)
+        table = read_table(path)
         table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError) as error:
-        problem = f"cannot be read as parquet: {_first_line(error)}"
+        problem = f"cannot be read as parquet: {first_line(error)}"
         raise Sheet(source, None).refusal(problem, _AGAIN) from error
     return Sheet(source, table)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,14 +35,14 @@ _DEFAULTS = {"tie": False, "strength": 1.0, "annotator": 0, "chosen_rating": np.
 class Sheet:
     """A table that was read from a file, and how to complain about it."""
 
-    source: Path
+    source: str
     table: Any
 
     def refusal(
         self, problem: str, remedy: str, *, column: str = "", row: int | None = None, value: object = None
     ) -> InvalidDataset:
         """The refusal of the file, telling the place in it as far as it is known; rows count from 0."""
-        places = [str(self.source)]
+        places = [self.source]
         places += [] if row is None else [f"row {row}"]
         places += [f"column {column}"] if column else []
         return InvalidDataset(problem, field=", ".join(places), value=value, remedy=remedy)

@@ -20,8 +20,8 @@ class Labels(Settings):
     """
 
     file: str | None = None
-    """Parquet file with labeled pairs of token answers, used instead of simulated annotators: one that a run has kept,
-    or one with the field's columns ``prompt``, ``chosen``, ``rejected``."""
+    """Path or URI of a parquet file with labeled pairs of token answers, used instead of simulated annotators: one that
+    a run has kept, or one with the field's columns ``prompt``, ``chosen``, ``rejected``."""
     repeats: Literal["refuse", "keep"] = "refuse"
     """Whether a file may label one pair twice by the same annotator, in the same or in opposite ways."""
     pairs: PositiveInt = 1000

@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from mlflow import MlflowClient
 
+from tests.chaos.commands import await_readings, first_after, kill_alone
+from tests.chaos.conftest import Tell
+from tests.chaos.gate import TASK, Gate
+from tests.chaos.table import Row
+from tests.chaos.workloads import CONTROL
 from tests.loops.command import Command
-from tests.loops.tripwire import TASK, Wire
 from tests.record.runs import Server, assert_exactly_once, runs_of
 
-pytestmark = [
-    pytest.mark.ray,
-    pytest.mark.slow,
-    pytest.mark.timeout(600),
-    pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning"),
-]
-RAYS_OWN = {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}
-"""They notice the death of their cluster at once and take a minute over it."""
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Any:
+def server(tmp_path: Path) -> Iterator[Server]:
     made = Server(tmp_path)
     yield made
     made.kill()
@@ -55,41 +51,41 @@ def snapshot(store: str, command: Command) -> dict[str, Any]:
     return told
 
 
-def test_tracker_and_driver_killed_in_mid_run(command: Command, wire: Wire, server: Server) -> None:
-    command.write(task=TASK, seeds=[0, 1], record={"folder": "runs", "flush_s": 0.3, "tracking_uri": server.uri})
+def test_tracker_and_driver_killed_in_mid_run(
+    tmp_path: Path, server: Server, tell: Tell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command, gate = Command(tmp_path), Gate(tmp_path / "gate", monkeypatch)
+    record = {"folder": "runs", "flush_s": 0.3, "tracking_uri": server.uri}
+    command.write(**CONTROL | {"name": "small", "task": TASK}, seeds=[0, 1], record=record)
     server.start()
-    wire.hold()
+    held = gate.file_of_evaluation(0, episode=0)
     process = command.start("run", str(command.file))
-    wire.await_held(process)
+    await_readings(command, 1, process)
+    held.touch()
+    gate.await_held(held, process)
     before = await_delivery(command)
     server.kill()
-    kill_with_family(process)
-    wire.release()
+    killed_s = time.time()
+    kill_alone(process)
+    held.unlink()
     told = command("resume", str(command.run_folder.path))
     assert "MLflow lacks" in told
     assert f"proxygap sync {command.run_folder.path.relative_to(command.folder)}" in told
     command("sync", str(command.run_folder.path), code=6)
     server.start()
     assert " 0 pending" in command("sync", str(command.run_folder.path))
+    synced_s = time.time() - killed_s
     first = snapshot(server.store, command)
     assert set(first) == {"small", "small/seed-0", "small/seed-1"}
     assert (first["small"][0], first["small/seed-0"][0]) == (before["parent"], before["0"])
     assert {status for _, status, *_ in first.values()} == {"FINISHED"}
     assert {len(points) for points in first["small"][-1].values()} == {1}
     for seed in (0, 1):
-        assert [row["clocks"]["real_step"] for row in command.readings(seed)] == [40, 80, 120, 160, 200, 240]
+        assert [row["clocks"]["real_step"] for row in command.readings(seed)] == list(range(40, 241, 40))
         assert_exactly_once(server.store, command.run_folder, seed)
     found = MlflowClient(tracking_uri=server.uri).list_artifacts(before["parent"], "report")
     assert "report/report.html" in {artifact.path for artifact in found}
     assert "0 readings delivered, 0 pending" in command("sync", str(command.run_folder.path))
     assert snapshot(server.store, command) == first
-
-
-def kill_with_family(process: subprocess.Popen[str]) -> None:
-    """SIGKILL of the driver alone; what it had started must not outlive it."""
-    family = psutil.Process(process.pid).children(recursive=True)
-    names = {each.pid: each.name() for each in family}
-    process.kill()
-    process.communicate(timeout=60)
-    _, alive = psutil.wait_procs([each for each in family if names[each.pid] not in RAYS_OWN], timeout=60)
-    assert [names[each.pid] for each in alive] == []
+    tell(Row("driver", (first_after(command.run_folder.seed(0).journal, killed_s),), True, None))
+    tell(Row("MLflow server", (synced_s,), True, None))
