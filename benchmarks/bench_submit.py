@@ -1,10 +1,10 @@
 """From submission to the first training iteration: `proxygap submit` against a bare `ray job submit` of the same loop.
 
 A head with token authentication runs here. The bare job is a script that builds the same experiment from the same
-package (shipped as a working directory, as a careful user would) and trains one iteration; ours is the command, with
-its checks, its folder, its journal and its delivery to SQLite. Timed is, from the start of the client, the
-moment at which the first iteration has ended, as either job writes it to a file. They take turns, each on a package
-that the head has seen before; wall clock, since a job is mostly waited for.
+package (shipped as a working directory, as a careful user would), trains one iteration and measures once; ours is the
+command, with its checks, its folder, its journal and its delivery to SQLite. Timed is, from the start of the client,
+when the first iteration has ended and is measured, as either job writes it to a file. They take turns, each on a
+package that the head has seen before; wall clock, since a job is mostly waited for.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ experiment = load_experiment("experiment.yaml")
 with ray_session():
     loop = experiment.loop.start(experiment, 0)
     loop.train()
+    loop.measure()
     Path(json.loads(Path("mark.json").read_text())).touch()
     loop.stop()
 """

@@ -22,6 +22,8 @@ from tests.record.runs import Server, as_told, history_of
 from tests.record.test_postgres import Store
 
 MOST_STARTS = 60
+ENDED_BY_A_SIGNAL = (-signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM, signal.SIGTERM)
+"""Return codes; the last one is Ray's own handler's, which has the signal for the seconds of ``ray.init``."""
 
 
 def driver_rounds(root: Path, rng: random.Random, seconds: float, every_s: float) -> list[Row]:
@@ -50,7 +52,7 @@ def _rounds(
         command("sync", str(command.run_folder.path))
         journal = command.run_folder.seed(0).journal
         store = Store(database)
-        told = as_told(store.metrics[store.runs[command.run_folder.run_key(0)]])
+        told = as_told(store.metrics[store.run_of(command.run_folder, 0)])
         equal = command.readings() == clean.readings() and told == history_of(journal)
         journaled = read_journal(journal)
         rows += [
@@ -89,7 +91,7 @@ def _to_the_end(
                 _strike(process, signal.SIGKILL if "KILL" in victim else signal.SIGTERM)
         if process.returncode == 0:
             return taken
-        assert process.returncode in (-signal.SIGKILL, 143, -signal.SIGTERM), process.returncode
+        assert process.returncode in ENDED_BY_A_SIGNAL, process.returncode
     raise AssertionError(f"not at its end after {MOST_STARTS} starts")
 
 
