@@ -149,7 +149,7 @@ class JobsClient(JobSubmissionClient):  # type: ignore[misc] # Ray's classes car
         if "already exists" in told:
             raise IdTaken(told, field="job")
         if "No available agent" in told:
-            remedy = "Submit again in a moment"
+            remedy = "Submit again in a moment; if it stays so, another Ray on the head has its agent's port (52365)"
             raise NotReady("takes no jobs yet", field="address", value=self._cluster.address, remedy=remedy)
         raise self._trouble(f"refuses ({response.status_code}: {told})", "See the head's logs (dashboard.log)")
 

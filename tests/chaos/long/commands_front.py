@@ -15,6 +15,7 @@ import psutil
 from proxygap.record.rows import Row as JournalRow
 from proxygap.record.rows import read_journal
 from tests.chaos.long.fronts import LONG_CONTROL
+from tests.chaos.long.siege import ON_RECOVERY
 from tests.chaos.table import Row
 from tests.loops.command import Command
 from tests.record.postgres import Postgres, postgres
@@ -77,8 +78,14 @@ def _to_the_end(
     """Start it until it ends by itself; when each victim was struck, seconds since the epoch."""
     taken: dict[str, list[float]] = {}
     for _ in range(MOST_STARTS):
-        process = command.start("run", str(command.file))
+        process, known = command.start("run", str(command.file)), _readings(command)
         while not _ended(process, rng.expovariate(1.0 / every_s)):
+            if rng.random() > ON_RECOVERY:
+                while _readings(command) <= known and not _ended(process, 0.2):
+                    continue
+            if process.returncode is not None:
+                break
+            known = _readings(command)
             victim = rng.choice(("driver, SIGKILL", "driver, SIGTERM", "MLflow server", "PostgreSQL"))
             taken.setdefault(victim, []).append(time.time())
             if victim == "MLflow server":
@@ -93,6 +100,11 @@ def _to_the_end(
             return taken
         assert process.returncode in ENDED_BY_A_SIGNAL, process.returncode
     raise AssertionError(f"not at its end after {MOST_STARTS} starts")
+
+
+def _readings(command: Command) -> int:
+    found = (command.folder / "runs").glob("small-*/seed-0/journal.jsonl")
+    return sum(journal.read_bytes().count(b'"values"') for journal in found)
 
 
 def _ended(process: subprocess.Popen[str], within_s: float) -> bool:

@@ -63,5 +63,6 @@ def _head(cluster: Cluster, made_by: RayStart) -> str:
     dashboard = urlsplit(cluster.address).port or 8265
     words = ["ray", "start", "--head", "--block", f"--node-ip-address={made_by.host}", f"--port={made_by.port}"]
     words += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
+    words += ["--dashboard-agent-listen-port=0"]  # any free one: where another Ray has the usual, no job would start
     group = cluster.groups.get(HEAD)  # without one, what the machine has
     return command([*words, *(ray_options(group) if group else [])])
