@@ -110,7 +110,7 @@ class TwoHosts:
             process.terminate()
         for process in self._processes:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(20)
+                process.wait(3)
             process.kill()
         subprocess.run(["ip", "netns", "delete", self._name], capture_output=True, check=False)  # and with it the pair
 
