@@ -27,6 +27,7 @@ bench: .venv/installed-bench
 	for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit $$?; done
 
 chaos: .venv/installed-dev
+	$(BIN)/python -m pytest -n 0 -m long
 	$(BIN)/python -m tests.chaos.long
 
 audit: .venv/installed

@@ -30,6 +30,7 @@ from proxygap.submit.settings import Cluster
 from tests.submit.apart import apart
 from tests.submit.structural import ROOT, parsed
 
+pytestmark = pytest.mark.long
 CLUSTERS = ROOT / "clusters"
 TINY = """
 name: tiny

@@ -30,7 +30,7 @@ from proxygap.sweep.run import run_sweep
 from tests.actors.cluster import names, several_nodes
 from tests.sweep import small
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long]
 LONG = {"loop": {"kind": "tilt", "real_steps": 40, "largest_kl": 2.0}}
 SEQUENTIAL: dict[str, Any] = {"trials": 3, "search": {"kind": "tpe", "startup": 1}}
 OTHERS = {"labels": {"pool": "trials"}, "num_cpus": 1}

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @commands.group()
 def cluster() -> None:
-    """Make the files that clusters and tracking servers are started from."""
+    """Make the files that clusters and trackers are started from."""
 
 
 _job_option = click.option(

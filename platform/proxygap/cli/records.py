@@ -97,7 +97,7 @@ def sync(run_folder: str | None, root: Path, as_json: bool) -> None:
 @click.option("--port", default=5000, show_default=True, type=click.IntRange(0, 65535), help="Another, if it is taken.")
 @click.option("--browser/--no-browser", default=True, help="Open a browser where there is one.")
 def ui(run_folder: str | None, root: Path, host: str, port: int, browser: bool) -> None:
-    """Open MLflow's pages on a run or a sweep, objective against outcome; Ctrl-C ends them."""
+    """Show a run or a sweep in MLflow, objective against outcome."""
     from proxygap import ui as pages
     from proxygap.record.known_runs import Destination
     from proxygap.record.sweep_folder import folder_of
