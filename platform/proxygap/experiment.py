@@ -326,8 +326,12 @@ class Experiment(Settings):
     def needs_ray(self) -> bool:
         """Whether anything runs on Ray: RLlib, hosts, or seeds in actors."""
         hosts = sum(hosting.hosts for hosting in self.hostings.values())
-        placed = bool(self.compute.labels or self.compute.resources)
-        return self.loop.kind not in SELF_PACED or hosts > 0 or self.parallel_seeds > 1 or placed
+        return self.loop.kind not in SELF_PACED or hosts > 0 or self.seeds_in_actors
+
+    @property
+    def seeds_in_actors(self) -> bool:
+        """Whether seeds run in actors: several at a time, or on nodes that the experiment chooses."""
+        return self.parallel_seeds > 1 or bool(self.compute.labels or self.compute.resources)
 
     @property
     def learners(self) -> tuple[int, float]:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import ray
 import torch
-from ray.exceptions import GetTimeoutError
+from ray.exceptions import ActorDiedError, GetTimeoutError
 
 from proxygap.base.errors import HostFailed, NonFiniteValue, RunFailed, StorageError, Superseded
 from proxygap.base.measurement import Side
@@ -175,6 +175,14 @@ def test_only_losses_are_losses_here_and_in_actors(error: Exception, lost: bool)
         ray.get(raising.remote(error))
     assert is_loss(found.value) is lost
     assert in_a_line(found.value) == in_a_line(error)
+
+
+def test_a_loss_behind_another_error_is_one() -> None:
+    """As Ray Train raises when a Learner dies while its group is being built."""
+    hidden = TypeError("exceptions must derive from BaseException")
+    assert not is_loss(hidden)
+    hidden.__context__ = ActorDiedError()
+    assert is_loss(hidden)
 
 
 def test_losses_in_a_row_are_counted_from_the_newest_checkpoint() -> None:

@@ -126,7 +126,7 @@ def test_labels_and_resources_that_mean_nothing_are_refused(sections: dict[str, 
 
 def test_seeds_go_to_actors_when_they_are_placed() -> None:
     def placed(**compute: Any) -> bool:
-        return resources.in_actors(validate({**SMALL, "seeds": [0, 1], "compute": compute}))
+        return validate({**SMALL, "seeds": [0, 1], "compute": compute}).seeds_in_actors
 
     assert [placed(), placed(parallel_seeds=2), placed(labels={"pool": "a"}), placed(resources={"seat": 1.0})] == [
         False,

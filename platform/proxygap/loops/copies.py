@@ -125,6 +125,12 @@ def part_of(storage: Storage | None, folder: Path, name: str) -> Storage | None:
     return None if storage is None else storage.below(folder.name, name)
 
 
+def fresh_place(first: Path, storage: Storage | None) -> Path:
+    """``first``, or the first of ``-2``, ``-3``, ... that exists neither here nor in storage."""
+    others = (first.with_name(f"{first.name}-{number}") for number in range(2, 10_000))
+    return next(path for path in (first, *others) if not path.exists() and not is_stored(storage, path))
+
+
 def is_stored(storage: Storage | None, folder: Path) -> bool:
     """Whether storage knows a folder of this name. Raises StorageError."""
     return storage is not None and bool(storage.below(folder.name).folders())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,9 +135,16 @@ def is_loss(error: BaseException, loop: Loop | None = None, *, rebuilding: bool 
         return True
     if isinstance(cause, ProxyGapError):
         return False
-    if isinstance(cause, RayError) and not isinstance(cause, RayTaskError):
+    if any(isinstance(each, RayError) and not isinstance(each, RayTaskError) for each in _chain(cause)):
         return True
     return loop is not None and _learner_is_lost(loop)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those behind it: Ray Train raises others over the loss of an actor."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _learner_is_lost(loop: Loop) -> bool:

@@ -89,12 +89,6 @@ def _hosts(experiment: Experiment, kind: str) -> int:
     return min(experiment.hostings[kind].hosts, members)
 
 
-def in_actors(experiment: Experiment) -> bool:
-    """Whether seeds run in actors: several at a time, or on nodes that the experiment chooses."""
-    compute = experiment.compute
-    return experiment.parallel_seeds > 1 or bool(compute.labels or compute.resources)
-
-
 def process_bundle(experiment: Experiment) -> Bundle:
     """What the process of a seed, or of a trial, reserves; never nothing, so that it can be placed."""
     compute = experiment.compute
@@ -140,7 +134,7 @@ def check_resources(experiment: Experiment, nodes: Sequence[Node] | None = None)
     driver = driver_node() if nodes is None else None
     nodes = cluster_nodes() if nodes is None else nodes
     seeds, parts = experiment.parallel_seeds, asks(experiment)
-    itself = process_bundle(experiment) if in_actors(experiment) else Bundle({})  # the command reserves nothing
+    itself = process_bundle(experiment) if experiment.seeds_in_actors else Bundle({})  # the command reserves nothing
     for kind, hosting in experiment.hostings.items():
         hosts = _hosts(experiment, kind)
         beside = {"CPU": sum(ask.amount("CPU") for ask in parts) + _amount(itself, "CPU") - hosts * hosting.cpus}

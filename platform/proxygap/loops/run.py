@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from proxygap.base.errors import InvalidExperiment, Superseded
+from proxygap.base.errors import InvalidExperiment
 from proxygap.experiment import Experiment
-from proxygap.loops.copies import EXPERIMENT, SEEDS, Copy, is_stored, meet, part_of
+from proxygap.loops.copies import EXPERIMENT, SEEDS, Copy, fresh_place, meet, part_of
 from proxygap.loops.report import make_report, recorded_experiment, write_aggregates
-from proxygap.loops.resources import check_resources, in_actors
+from proxygap.loops.resources import check_resources
 from proxygap.loops.seed_run import OnProgress, Stop
 from proxygap.loops.seeds import run_seeds
 from proxygap.loops.session import ray_session, starts_here
 from proxygap.record.delivery import pending
 from proxygap.record.folder import ExperimentFolder, RunState, check_writable
 from proxygap.record.provenance import provenance
-from proxygap.record.shipper import Shipper
+from proxygap.record.shipper import delivered
 from proxygap.record.storage import storage_of
 from proxygap.record.tracker import redacted, tracking_uri
 from proxygap.yaml_file import yaml_text
@@ -104,18 +103,18 @@ def _execute(
     if starts_here():
         check_resources(experiment)
     check_writable(folder.path.parent)
-    needs_ray, storage = experiment.needs_ray or in_actors(experiment), storage_of(experiment.record.storage)
-    with ray_session() if needs_ray else contextlib.nullcontext():
+    storage = storage_of(experiment.record.storage)
+    with ray_session() if experiment.needs_ray else contextlib.nullcontext():
         if isinstance(stop, Reinstallable):  # ray.init puts its own handler on SIGTERM
             stop.reinstall()
-        if needs_ray:
+        if experiment.needs_ray:
             check_resources(experiment)
         copy = Copy(part_of(storage, folder.path, EXPERIMENT), folder.path, SEEDS)
         copy.take_up()
         met = meet(storage, folder, experiment.seeds)
         _describe(folder, experiment)
         copy.settle()
-        with _delivered(folder, experiment.record.flush_s):
+        with delivered(folder, experiment.record.flush_s, FINAL_DELIVERY_S):
             ran = run_seeds(experiment, folder, on_progress or (lambda _: None), stop or (lambda: False), storage)
             write_aggregates(folder)
             report, verdict = make_report(folder.path)
@@ -125,30 +124,10 @@ def _execute(
     return replace(found, unpublished=not (met and ran and published))
 
 
-@contextlib.contextmanager
-def _delivered(folder: ExperimentFolder, every_s: float) -> Iterator[None]:
-    """Have the tracker told beside what is done; but nothing more once a newer attempt has the run."""
-    shipper, patience_s = Shipper(folder, every_s), FINAL_DELIVERY_S
-    shipper.start()
-    try:
-        yield
-    except Superseded:
-        patience_s = 0.0
-        raise
-    finally:
-        shipper.stop(patience_s)
-
-
 def _folder_of(experiment: Experiment, *, fresh: bool) -> ExperimentFolder:
     """The experiment's folder; for a fresh start the first of ``-2``, ``-3``, ... that exists nowhere."""
-    root, storage = Path(experiment.record.folder), storage_of(experiment.record.storage)
-    first = ExperimentFolder.place(root, experiment.name, experiment.identity)
-    others = (first.path.with_name(f"{first.path.name}-{number}") for number in range(2, 10_000))
-    if not fresh:
-        return first
-    return ExperimentFolder(
-        next(path for path in (first.path, *others) if not path.exists() and not is_stored(storage, path))
-    )
+    first = ExperimentFolder.place(Path(experiment.record.folder), experiment.name, experiment.identity)
+    return ExperimentFolder(fresh_place(first.path, storage_of(experiment.record.storage))) if fresh else first
 
 
 def _describe(folder: ExperimentFolder, experiment: Experiment) -> None:

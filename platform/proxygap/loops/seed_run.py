@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from proxygap.base.clock import Clocks
-from proxygap.base.errors import StorageError, Superseded
+from proxygap.base.errors import HostFailed, StorageError, Superseded
 from proxygap.base.measurement import Direction, Measurement, Reading, Side
 from proxygap.base.progress import Progress
 from proxygap.base.seeds import generator
@@ -212,15 +212,20 @@ class SeedRun:
         loop.stop()
 
     def _start(self) -> Loop:
-        """Build the loop. After a loss, wait a while for the room, and the names, that it needs."""
+        """Build the loop. After a loss, wait a while for the room, and the names, that it needs.
+
+        Raises:
+            Lost: an actor of it was lost while it was being built.
+        """
         until = time.monotonic() + ROOM_S
         while True:
             try:
                 return self.experiment.loop.start(self.experiment, self.seed)
             except Exception as error:
-                if self._loss is None or not is_loss(error, rebuilding=True):
+                first = self._loss is None  # then a host that does not start is the experiment's fault, not a loss
+                if (first and isinstance(error, HostFailed)) or not is_loss(error, rebuilding=not first):
                     raise
-                if time.monotonic() >= until or self.stop():
+                if first or time.monotonic() >= until or self.stop():
                     raise Lost(in_a_line(error)) from None
             gc.collect()
             time.sleep(ROOM_POLL_S)

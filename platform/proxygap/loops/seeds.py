@@ -20,7 +20,7 @@ from proxygap.base.progress import Progress
 from proxygap.experiment import Experiment
 from proxygap.loops.copies import TAKE_UP_S, Copy, Fetching, finished, part_of
 from proxygap.loops.recovery import Loss, Losses, RayLost, cause_of, in_a_line
-from proxygap.loops.resources import in_actors, seed_options
+from proxygap.loops.resources import seed_options
 from proxygap.loops.seed_run import OnProgress, SeedRun, Stop
 from proxygap.loops.seed_worker import SeedWorker
 from proxygap.record.folder import ExperimentFolder, RunState, SeedFolder
@@ -48,7 +48,7 @@ def run_seeds(
     """
     places = [folder.seed(seed) for seed in experiment.seeds]
     todo = [place for place in places if not finished(place)]
-    if in_actors(experiment):
+    if experiment.seeds_in_actors:
         return Seeds(experiment, storage, on_progress, stop).run(todo)
     complete = True
     for place in todo:

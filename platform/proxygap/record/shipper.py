@@ -23,7 +23,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from proxygap.base.errors import ProxyGapError, StorageError
+from proxygap.base.errors import ProxyGapError, StorageError, Superseded
 from proxygap.record.delivery import Delivery, DeliveryReport, pending
 from proxygap.record.folder import ExperimentFolder, read_json
 from proxygap.record.sweep_delivery import SweepDelivery, pending_of_sweep
@@ -99,6 +99,26 @@ class Shipper:
             return ShipperStatus(waiting(self._folder), problem, int(last.get("time_ms", 0)), alive)
         except ProxyGapError as error:
             return ShipperStatus(-1, str(error), 0, alive)
+
+
+@contextlib.contextmanager
+def delivered(folder: ExperimentFolder | SweepFolder, every_s: float, patience_s: float) -> Iterator[None]:
+    """Have the tracker told beside what is done; but nothing more once a newer attempt has taken it over.
+
+    Args:
+        folder: the experiment's or the sweep's folder.
+        every_s: seconds between two deliveries.
+        patience_s: longest wait for the tracker at the end; what it lacks then is delivered by `sync`.
+    """
+    shipper = Shipper(folder, every_s)
+    shipper.start()
+    try:
+        yield
+    except Superseded:
+        patience_s = 0.0
+        raise
+    finally:
+        shipper.stop(patience_s)
 
 
 def waiting(folder: ExperimentFolder | SweepFolder) -> int:

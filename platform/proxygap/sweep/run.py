@@ -10,14 +10,14 @@ from pathlib import Path
 
 import ray
 
-from proxygap.base.errors import InvalidExperiment, ProxyGapError, Superseded
-from proxygap.loops.copies import is_stored
+from proxygap.base.errors import InvalidExperiment, ProxyGapError
+from proxygap.loops.copies import fresh_place
 from proxygap.loops.run import FINAL_DELIVERY_S, Reinstallable
 from proxygap.loops.seed_run import Stop
 from proxygap.loops.session import ray_session, starts_here
 from proxygap.record.folder import check_writable
 from proxygap.record.provenance import provenance
-from proxygap.record.shipper import Shipper, waiting
+from proxygap.record.shipper import delivered, waiting
 from proxygap.record.storage import storage_of
 from proxygap.record.sweep_folder import SweepFolder, TrialState
 from proxygap.record.tracker import redacted, tracking_uri
@@ -130,7 +130,7 @@ def _execute(
     job = _describe(loaded, shelf)
     with _opened(loaded, copies, folder, stop or (lambda: False)) as (director, watch):
         page: tuple[Path | None, str] = None, ""
-        with _delivered(folder, base.record.flush_s):
+        with delivered(folder, base.record.flush_s, FINAL_DELIVERY_S):
             try:
                 if not director.idle:
                     _run(director, watch, job, copies, told, stop)
@@ -142,20 +142,6 @@ def _execute(
                 told(watch.progress(director))
         complete = copies.settle() and complete
         return replace(_summary(director, watch, folder, uri, page), unpublished=not complete)
-
-
-@contextlib.contextmanager
-def _delivered(folder: SweepFolder, every_s: float) -> Iterator[None]:
-    """Have the tracker told beside what is done; but nothing more once a newer attempt has the sweep."""
-    shipper, patience_s = Shipper(folder, every_s), FINAL_DELIVERY_S
-    shipper.start()
-    try:
-        yield
-    except Superseded:
-        patience_s = 0.0
-        raise
-    finally:
-        shipper.stop(patience_s)
 
 
 def _preflight(loaded: LoadedSweep, folder: SweepFolder) -> None:
@@ -187,13 +173,7 @@ def _preflight(loaded: LoadedSweep, folder: SweepFolder) -> None:
 def sweep_folder(loaded: LoadedSweep, *, fresh: bool = False) -> SweepFolder:
     """The sweep's folder; for a fresh start the first of ``-2``, ``-3``, ... that exists nowhere."""
     first = SweepFolder.place(Path(loaded.base.record.folder), loaded.name, loaded.identity)
-    if not fresh:
-        return first
-    storage = storage_of(loaded.base.record.storage)
-    others = (first.path.with_name(f"{first.path.name}-{number}") for number in range(2, 10_000))
-    return SweepFolder(
-        next(path for path in (first.path, *others) if not path.exists() and not is_stored(storage, path))
-    )
+    return SweepFolder(fresh_place(first.path, storage_of(loaded.base.record.storage))) if fresh else first
 
 
 def _describe(loaded: LoadedSweep, shelf: Shelf) -> Job:
