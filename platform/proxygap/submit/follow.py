@@ -18,6 +18,8 @@ SILENCE_S: Final = 60.0
 """Seconds without a line after which the connection is made anew: a dead one may never say so."""
 GIVE_UP_S: Final = 600.0
 """Seconds without any answer of the cluster after which following ends. The job goes on."""
+FORGOTTEN: Final = 3
+"""Times in a row that the cluster does not know a job before that is believed: it may miss one while it is busy."""
 _WAIT_S: Final = (0.5, 1.0, 2.0, 5.0, 10.0)
 
 
@@ -36,7 +38,7 @@ def follow(client: JobsClient, job_id: str, write: Callable[[str], None], *, giv
     Raises:
         SubmissionFailed: the cluster was restarted and has forgotten the job, or did not answer for too long.
     """
-    log, since, waits = _Log(write), time.monotonic(), 0
+    log, since, waits, unknown = _Log(write), time.monotonic(), 0, 0
     while True:
         shown = log.shown
         try:
@@ -46,11 +48,15 @@ def follow(client: JobsClient, job_id: str, write: Callable[[str], None], *, giv
                 log.all_of(client.get_job_logs(job_id))
             if not job.active:
                 return job
-            since = time.monotonic()
-        except NoSuchJob:
+            since, unknown = time.monotonic(), 0
+        except NoSuchJob as error:
+            unknown += 1
+            if unknown < FORGOTTEN:
+                time.sleep(_WAIT_S[unknown])
+                continue
             remedy = "Submit the file again: it continues from its newest checkpoint"
             problem = "was forgotten: the cluster was restarted"
-            raise SubmissionFailed(problem, field="job", value=job_id, remedy=remedy) from None
+            raise SubmissionFailed(problem, field="job", value=job_id, remedy=remedy) from error
         except SubmissionFailed as error:
             if time.monotonic() - since > give_up_s:
                 problem = f"the cluster has not answered for {give_up_s:g} s ({error.problem}); the job may well go on"
