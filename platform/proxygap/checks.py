@@ -8,7 +8,7 @@ from proxygap.base.errors import InvalidExperiment
 from proxygap.probe.catalog import FRONT_OUTCOMES
 
 if TYPE_CHECKING:
-    from proxygap.experiment import Experiment
+    from proxygap.experiment import DatasetPart, Experiment
 
 SEVERAL_REWARDS = frozenset({"ppo", "rloo", "grpo", "token_ppo", "reinforce"})
 """Optimizers that take several rewards apart."""
@@ -19,15 +19,18 @@ def check(experiment: Experiment) -> None:
 
     Raises:
         InvalidExperiment: an unknown task, a package or a model directory that is not there, parts that do not fit.
-        InvalidDataset: a file of labels that cannot be used.
+        InvalidDataset: a file of labels, or of episodes, that cannot be used.
         CheckpointRefused: a model directory with weights that are missing or do not fit.
     """
     experiment.task.check()
     _check_actions(experiment)
     _check_rewards(experiment)
     _check_front(experiment)
+    _check_model(experiment)
     if experiment.labels.file is not None:
         _check_labels(experiment, experiment.labels.file)
+    for section, dataset in experiment.datasets.items():
+        _check_dataset(experiment, section, dataset)
     if getattr(experiment.policy, "directory", None) is not None:
         task, seed = experiment.language_task(experiment.seeds[0]), experiment.seeds[0]
         prompts = len(task.prompt_tokens())
@@ -36,13 +39,54 @@ def check(experiment: Experiment) -> None:
 
 def _check_actions(experiment: Experiment) -> None:
     task: Any = experiment.task
-    optimizer = experiment.optimize.kind if experiment.optimize else ""
-    if experiment.loop.family == "control" and task.discrete and optimizer != "ppo":
+    field, chosen = _who_acts(experiment)
+    if experiment.loop.family == "control" and task.discrete and chosen != "ppo":
         raise InvalidExperiment(
-            f"the task is a choice among {task.action_size} actions, and {optimizer} acts with real numbers",
-            field="optimize.kind",
-            value=optimizer,
+            f"the task is a choice among {task.action_size} actions, and {chosen} acts with real numbers",
+            field=field,
+            value=chosen,
             remedy="Use a loop with the optimizer ppo (loop.kind: ppo or preference_control)",
+        )
+
+
+def _who_acts(experiment: Experiment) -> tuple[str, str]:
+    """The field that decides who acts in a control task, and what it says: the optimizer, or a loop without one."""
+    if experiment.optimize is not None:
+        return "optimize.kind", experiment.optimize.kind
+    return "loop.kind", experiment.loop.kind
+
+
+def _check_model(experiment: Experiment) -> None:
+    """What a dynamics model is fitted by, and how far a planner looks, must go with task and loop."""
+    loop, task = experiment.loop, experiment.control_task
+    if "dynamics" not in loop.hosted:
+        return
+    loss, plans = experiment.dynamics.loss.kind, not loop.optimizers
+    if loss == "expert_distance" and experiment.expert is None:
+        raise InvalidExperiment(
+            "weighs transitions by how far an expert is, and there is none",
+            field="fit.loss.kind",
+            value=loss,
+            remedy="Add the section expert (`proxygap list dataset`), or choose another loss",
+        )
+    asked = experiment.objective
+    if asked.startswith("expert_") and experiment.expert is None and not hasattr(loop, "score_on"):
+        raise InvalidExperiment(
+            "is measured on transitions of an expert, and there is none",
+            field="probe.objective",
+            value=asked,
+            remedy="Add the section expert (`proxygap list dataset`), or choose held_out_log_likelihood",
+        )
+    if loss == "value_gradient" and plans:
+        from proxygap.loops.values import QuadraticValue
+
+        QuadraticValue.of(task)
+    if plans and experiment.plan.planner.horizon > task.max_episode_steps:
+        raise InvalidExperiment(
+            f"plans beyond the end of an episode of {task.name}, which has {task.max_episode_steps} steps",
+            field="plan.planner.horizon",
+            value=experiment.plan.planner.horizon,
+            remedy=f"Lower it to {task.max_episode_steps} or less",
         )
 
 
@@ -61,11 +105,12 @@ def _check_rewards(experiment: Experiment) -> None:
                 )
         return
     optimizer = experiment.optimize.kind if experiment.optimize else ""
-    if optimizer and optimizer not in SEVERAL_REWARDS:
+    field, chosen = _who_acts(experiment)
+    if (optimizer or loop.family == "control") and chosen not in SEVERAL_REWARDS:
         raise InvalidExperiment(
-            f"the task pays {len(names)} rewards ({', '.join(names)}), and {optimizer} replays one",
-            field="optimize.kind",
-            value=optimizer,
+            f"the task pays {len(names)} rewards ({', '.join(names)}), and {chosen} replays one",
+            field=field,
+            value=chosen,
             remedy=f"Choose one of {', '.join(sorted(SEVERAL_REWARDS))}, and a loop that takes it",
         )
     if judge.combine is not None:
@@ -111,6 +156,17 @@ def _check_front(experiment: Experiment) -> None:
 
     if (reference := whole.reference_point()) is not None:
         check_reference(reference, task.components, whole.front())
+
+
+def _check_dataset(experiment: Experiment, section: str, dataset: DatasetPart) -> None:
+    """A teacher's experiment must be sound as well, and a file must be there."""
+    teacher = getattr(dataset, "teacher", None)
+    if teacher is not None and teacher.kind == "loop":
+        teacher.look(experiment, f"{section}.teacher")
+    if dataset.kind == "file":
+        from proxygap.loops.datasets import check_file
+
+        check_file(experiment, dataset)
 
 
 def _check_labels(experiment: Experiment, file: str) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, cast
 
 from pydantic import (
     Field,
@@ -24,6 +24,7 @@ from proxygap.base.config import Settings, canonical_hash
 from proxygap.base.errors import InvalidExperiment
 from proxygap.collect.labels.settings import Labels
 from proxygap.collect.settings import Collect
+from proxygap.imagine.planners.settings import Planning
 from proxygap.imagine.settings import Imagine
 from proxygap.judge.settings import Judge
 from proxygap.probe.catalog import FRONT_OUTCOMES, OBJECTIVES, OUTCOMES_OF
@@ -47,10 +48,14 @@ if TYPE_CHECKING:
     from proxygap.fit.dynamics.settings import GaussianEnsembleSettings
     from proxygap.fit.language.settings import LanguageModelSettings
     from proxygap.fit.reward.settings import CorrelatedProxies, Gold, MlpReward, TransformerReward
+    from proxygap.fit.uncertainty.settings import DeupSettings, DisagreementSettings
+    from proxygap.loops.data_settings import ExpertData, FileData, GridData, OnPolicyData, RandomData
+    from proxygap.loops.model_settings import AdversarialModelLoop, ModelPopulationLoop
     from proxygap.loops.settings import (
         BestOfNLoop,
         LanguageRlLoop,
         MbpoLoop,
+        PetsLoop,
         PpoLoop,
         PreferenceControlLoop,
         SacLoop,
@@ -63,23 +68,33 @@ if TYPE_CHECKING:
     ControlTask: TypeAlias = GymnasiumTask | ContinuousCartPole | MoGymnasiumTask
     AnswerTask: TypeAlias = Arms | BanditLm | SequenceLm | TextLm | MultiBanditLm | MultiSequenceLm | CompositeBanditLm
     TaskPart: TypeAlias = ControlTask | AnswerTask
+    DatasetPart: TypeAlias = RandomData | OnPolicyData | ExpertData | GridData | FileData
     FitPart: TypeAlias = GaussianEnsembleSettings
+    UncertaintyPart: TypeAlias = DisagreementSettings | DeupSettings
     PolicyPart: TypeAlias = LanguageModelSettings
     ProxyPart: TypeAlias = MlpReward | TransformerReward | CorrelatedProxies | Gold
     LanguageOptimizer: TypeAlias = Rloo | Grpo | TokenPpo | Reinforce
     OptimizePart: TypeAlias = SacSettings | PpoSettings | LanguageOptimizer
-    LoopPart: TypeAlias = MbpoLoop | SacLoop | PpoLoop | PreferenceControlLoop | LanguageRlLoop | BestOfNLoop | TiltLoop
+    ControlLoop: TypeAlias = MbpoLoop | PetsLoop | SacLoop | PpoLoop | PreferenceControlLoop
+    ModelLoop: TypeAlias = ModelPopulationLoop | AdversarialModelLoop
+    LoopPart: TypeAlias = ControlLoop | ModelLoop | LanguageRlLoop | BestOfNLoop | TiltLoop
 else:
     TaskPart = registry.union("task")
+    DatasetPart = registry.union("dataset")
     FitPart = registry.union("dynamics model")
+    UncertaintyPart = registry.union("uncertainty")
     PolicyPart = registry.union("language model")
     ProxyPart = registry.union("reward model")
     OptimizePart = registry.union("optimizer")
     LoopPart = registry.union("loop")
 
 
-SELF_PACED = frozenset({"best_of_n", "tilt"})
+SELF_PACED = frozenset({"best_of_n", "tilt", "model_population", "adversarial_model"})
 """Loops that measure at every step of their own ladder."""
+
+
+NOISY_REWARDS = frozenset({"sac", "mbpo", "pets"})
+"""Loops that can meet noise on the rewards they learn from."""
 
 
 class Compute(Settings):
@@ -120,14 +135,22 @@ class Experiment(Settings):
     """The loop that improves the policy."""
     collect: Collect = Collect()
     """How real experience is gathered."""
+    data: DatasetPart | None = None
+    """Real experience that is there before the run, for loops that learn from data they are given."""
+    expert: DatasetPart | None = None
+    """Experience of an expert, for losses that ask how far from it a transition is; models are scored on it as well."""
     labels: Labels = Labels()
     """How preferences are asked for, for loops that learn a reward."""
     fit: FitPart | None = None
     """The dynamics model, for loops that use one. Default: the loop's own."""
+    uncertainty: tuple[UncertaintyPart, ...] = ()
+    """Estimates of where the dynamics model is wrong; measured is how well each ranks its true errors."""
     proxy: ProxyPart | None = None
     """The reward model that stands in for what is wanted, for loops that use one."""
     imagine: Imagine = Imagine()
     """Rollouts inside the model, for loops that use one."""
+    plan: Planning = Planning()
+    """How actions are searched for inside the model, for loops that plan."""
     judge: Judge = Judge()
     """How member scores become the reward that is optimized."""
     policy: PolicyPart | None = None
@@ -164,6 +187,9 @@ class Experiment(Settings):
             object.__setattr__(self, "probe", self.probe.model_copy(update={"every": self.probe_every}))
         self._both_sides_are_measured()
         self._steps_fit()
+        self._data_can_be_made()
+        if (check := getattr(self.loop, "check", None)) is not None:
+            check(self)
         return self
 
     def _parts_go_together(self) -> None:
@@ -182,6 +208,20 @@ class Experiment(Settings):
             raise ValueError(f"proxy: loop {loop.kind!r} optimizes a proxy, and none is declared; add one of {kinds}")
 
         self._judge_can_judge()
+        self._noise_can_be_met()
+
+    def _noise_can_be_met(self) -> None:
+        kinds = [part.kind for part in self.uncertainty]
+        if kinds and "dynamics" not in self.loop.hosted:
+            raise ValueError(f"uncertainty: loop {self.loop.kind!r} has no dynamics model; remove the section")
+        if len(set(kinds)) < len(kinds):
+            raise ValueError("uncertainty: a kind is named twice; remove the repeats")
+        noise, task = self.collect.reward_noise.kind, cast("Any", self.task)
+        if noise != "none" and (self.loop.kind not in NOISY_REWARDS or task.components):
+            raise ValueError(
+                f"collect.reward_noise.kind: {noise!r} is for loops that learn from the one reward of their experience "
+                f"({', '.join(sorted(NOISY_REWARDS))}); choose none"
+            )
 
     def _judge_can_judge(self) -> None:
         member, members = getattr(self.judge.aggregate, "member", 0), getattr(self.proxy, "members", None)
@@ -223,6 +263,12 @@ class Experiment(Settings):
                     f"{field}: {steps} is not a multiple of the {self.steps_per_sample} real steps that "
                     f"{self._what_a_sample_is()}"
                 )
+
+    def _data_can_be_made(self) -> None:
+        for name, dataset in self.datasets.items():
+            if self.loop.family != "control":
+                raise ValueError(f"{name}: tasks of {self.loop.family} have no transitions; remove the section")
+            dataset.check(self, name)
 
     def _what_a_sample_is(self) -> str:
         if self.loop.family == "language":
@@ -316,6 +362,12 @@ class Experiment(Settings):
         width = {"hidden_width": max(16, len(task.prompt_tokens()))} if kind == "table" else {}
         chosen: LanguageModelSettings = part.settings()(**width)  # type: ignore[assignment]
         return chosen
+
+    @property
+    def datasets(self) -> dict[str, DatasetPart]:
+        """Datasets that are made before the run, by their section."""
+        named = {"data": self.data, "expert": self.expert, **getattr(self.loop, "datasets", {})}
+        return {name: chosen for name, chosen in named.items() if chosen is not None}
 
     @property
     def hostings(self) -> dict[str, Hosting]:

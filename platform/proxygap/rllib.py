@@ -50,7 +50,9 @@ __all__ = [
     "local_learner",
     "local_runner",
     "module_weights",
+    "push_stored",
     "push_weights",
+    "store_weights",
 ]
 
 
@@ -77,16 +79,30 @@ def local_runner(algorithm: Any) -> Any | None:
 
 def push_weights(algorithm: Any, timeout_s: float) -> None:
     """Give every EnvRunner the Learner's newest weights, and wait: RLlib's own call drops them for a busy runner."""
+    runner = local_runner(algorithm)
+    if runner is not None:
+        runner.set_state(_weights(algorithm))
+        return
+    push_stored(algorithm, store_weights(algorithm), timeout_s)
+
+
+def store_weights(algorithm: Any) -> Any:
+    """The Learner's newest weights in Ray's object store, for `push_stored`."""
     import ray
 
-    state = algorithm.learner_group.get_state(components=["learner/rl_module"], inference_only=True)["learner"]
-    weights, runner = {"rl_module": state["rl_module"]}, local_runner(algorithm)
-    if runner is not None:
-        runner.set_state(weights)
-        return
+    return ray.put(_weights(algorithm))
+
+
+def push_stored(algorithm: Any, weights: Any, timeout_s: float) -> None:
+    """Give every remote EnvRunner weights that are stored already, and wait."""
     algorithm.env_runner_group.foreach_env_runner(
-        "set_state", kwargs={"state": ray.put(weights)}, local_env_runner=False, timeout_seconds=timeout_s
+        "set_state", kwargs={"state": weights}, local_env_runner=False, timeout_seconds=timeout_s
     )
+
+
+def _weights(algorithm: Any) -> dict[str, Any]:
+    state = algorithm.learner_group.get_state(components=["learner/rl_module"], inference_only=True)["learner"]
+    return {"rl_module": state["rl_module"]}
 
 
 def module_weights(state: Any) -> Any | None:

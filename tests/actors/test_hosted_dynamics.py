@@ -92,9 +92,14 @@ def test_hosts_equal_the_twin(make: Make, hosts: int) -> None:
     assert (mine.training_rows, mine.held_out_rows) == (theirs.training_rows, theirs.held_out_rows)
     assert_twins(twin, hosted)
     more = transitions(400, seed=1)
-    twin.fit(more, 100)
-    hosted.fit(more, 100)
+    weight_NT, budgets = np.random.default_rng(2).random((400, 4), dtype=np.float32), np.array([1, 2, 3, 4, 5])
+    mine, theirs = (model.fit(more, 100, weight_NT, budgets) for model in (twin, hosted))
+    assert mine.epochs_M == theirs.epochs_M
+    assert all(epochs <= budget for epochs, budget in zip(mine.epochs_M, budgets, strict=True))
     assert_twins(twin, hosted)
+    assert np.array_equal(hosted.held_out_loss_M, hosted.state().arrays["held_out_loss"])
+    with pytest.raises(ValueError, match="budget of at least 1 epoch"):
+        hosted.fit(more, 100, max_epochs_M=budgets[:3])
     assert hosted.predict_rows(MEMBER[:0], OBS[:0], ACTION[:0]).target_mean.shape == (0, 4)
     with pytest.raises(ValueError, match=r"members lie in 0\.\.4"):
         hosted.predict_rows(MEMBER + 3, OBS, ACTION)

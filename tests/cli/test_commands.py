@@ -131,7 +131,14 @@ def test_list_shows_every_part_with_its_paper() -> None:
 @pytest.mark.parametrize("words", [("dynamics", "loss"), ("dynamics_loss",), ("dynamics-loss",)])
 def test_list_takes_one_seam(words: tuple[str, ...]) -> None:
     found = json.loads(call("list", *words, "--json").stdout)
-    assert {row["kind"] for row in found} == {"likelihood", "mse"}
+    assert {row["kind"] for row in found} == {
+        "likelihood",
+        "mse",
+        "multi_step",
+        "expert_distance",
+        "value_gradient",
+        "generalized_gaussian",
+    }
     assert {row["seam"] for row in found} == {"dynamics loss"}
 
 

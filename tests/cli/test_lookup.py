@@ -64,4 +64,4 @@ def test_an_empty_place_says_so(tmp_path: Path) -> None:
 def test_the_catalog_names_the_loops_of_an_objective() -> None:
     rows = {row["kind"]: row for row in catalog() if row["seam"] == "objective"}
     assert rows["value_estimate"]["line"].endswith("Measured by: mbpo, sac, ppo, preference_control.")
-    assert rows["held_out_mse"]["line"].endswith("Measured by: mbpo.")
+    assert rows["held_out_mse"]["line"].endswith("Measured by: mbpo, pets, model_population, adversarial_model.")

@@ -5,14 +5,36 @@ from __future__ import annotations
 import pytest
 import torch
 
-from proxygap.base.protocols import DynamicsModel, HostedModel, Stateful
+from proxygap import registry
+from proxygap.base.protocols import DynamicsModel, FitContext, HostedModel, Stateful
 from proxygap.base.seeds import generator
-from proxygap.fit.dynamics.losses import Likelihood, SquaredError
-from proxygap.fit.dynamics.settings import GaussianEnsembleSettings
+from proxygap.fit.dynamics.generalized_gaussian import GeneralizedGaussian
+from proxygap.fit.dynamics.losses import Likelihood, MultiStep, SquaredError
+from proxygap.fit.dynamics.settings import GaussianEnsembleSettings, Loss
+from proxygap.fit.dynamics.weights import ExpertDistance, ValueGradient
 from proxygap.testing.dynamics import LinearDynamics, check_dynamics_loss, check_dynamics_model, linear_transitions
 
+LOSSES: list[Loss] = [
+    Likelihood(),
+    SquaredError(),
+    SquaredError(scale="raw"),
+    MultiStep(steps=3, discount=0.9),
+    MultiStep(steps=2, base=Likelihood()),
+    ExpertDistance(),
+    ExpertDistance(strength=0.5, length=3.0),
+    ValueGradient(),
+    ValueGradient(clip="released_code"),
+    GeneralizedGaussian(),
+]
+DATA = linear_transitions(generator(0, "data"), 90)
+CONTEXT = FitContext(value_gradient=lambda obs_BO: 2.0 * obs_BO, expert=linear_transitions(generator(1, "data"), 40))
 
-def gaussian(loss: Likelihood | SquaredError, batches: str, learned: bool) -> DynamicsModel:
+
+def name(loss: Loss) -> str:
+    return "-".join([loss.kind, *(str(value) for value in loss.model_dump(exclude={"kind"}).values())])
+
+
+def gaussian(loss: Loss, batches: str, learned: bool) -> DynamicsModel:
     settings = GaussianEnsembleSettings(
         members=3, hidden=(17,), batch_size=20, max_epochs=4, patience=2, loss=loss, batches=batches
     )
@@ -28,18 +50,28 @@ def linear(terminal_at: float | None) -> DynamicsModel:
     [
         pytest.param(lambda: gaussian(Likelihood(), "bootstrap", True), id="likelihood"),
         pytest.param(lambda: gaussian(Likelihood(), "shared", False), id="likelihood-shared-laws-known"),
-        pytest.param(lambda: gaussian(SquaredError(), "bootstrap", True), id="mse"),
+        *(
+            pytest.param(lambda loss=loss: gaussian(loss, "bootstrap", True), id=loss.kind)
+            for loss in (SquaredError(scale="raw"), MultiStep(steps=2), ValueGradient(), GeneralizedGaussian())
+        ),
         pytest.param(lambda: linear(None), id="linear"),
         pytest.param(lambda: linear(0.0), id="linear-terminating"),
     ],
 )
 def test_dynamics_model(build):
-    check_dynamics_model(build, linear_transitions(generator(0, "data"), 90))
+    check_dynamics_model(build, DATA)
 
 
-@pytest.mark.parametrize("loss", [Likelihood(), SquaredError()], ids=lambda loss: loss.kind)
+@pytest.mark.parametrize("loss", LOSSES, ids=name)
 def test_dynamics_loss(loss):
-    check_dynamics_loss(loss)
+    check_dynamics_loss(loss, CONTEXT, DATA)
+
+
+def test_every_registered_loss_is_checked_and_can_be_chosen():
+    kinds = {part.kind for part in registry.parts("dynamics loss")}
+    assert kinds == {loss.kind for loss in LOSSES}
+    for loss in LOSSES:
+        assert GaussianEnsembleSettings.model_validate({"loss": loss.model_dump()}).loss == loss
 
 
 def test_the_suite_notices_a_model_that_draws_from_the_global_generator():
@@ -49,9 +81,7 @@ def test_the_suite_notices_a_model_that_draws_from_the_global_generator():
             return super().predict(obs_BO, action_BA)
 
     with pytest.raises(AssertionError):
-        check_dynamics_model(
-            lambda: Careless(torch.ones(5, 4), torch.zeros(2, 4)), linear_transitions(generator(0, "data"), 90)
-        )
+        check_dynamics_model(lambda: Careless(torch.ones(5, 4), torch.zeros(2, 4)), DATA)
 
 
 def test_ensemble_can_be_hosted():

@@ -44,6 +44,7 @@ TASKS: list[Task] = [
     GymnasiumTask(id="Pendulum-v1", max_episode_steps=30),
     ContinuousCartPole(),
     ContinuousCartPole(force_limit=4.0, process_noise=0.05, start_spread=0.2),
+    ContinuousCartPole(distractors=3, process_noise=0.05),
 ]
 
 

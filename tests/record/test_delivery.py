@@ -185,3 +185,34 @@ def test_nothing_lands_in_the_working_directory(
     monkeypatch.chdir(tmp_path / "cwd")
     sync(folder)
     assert list((tmp_path / "cwd").iterdir()) == []
+
+
+def test_datasets_become_inputs_of_the_run_once(folder: ExperimentFolder, uri: str) -> None:
+    told = {
+        "section": "expert",
+        "kind": "expert",
+        "task": "ContinuousCartPole",
+        "task_hash": "cd" * 32,
+        "policy": {"kind": "law", "plan": {"particles": 1}},
+        "seed": 0,
+        "rows": 2400,
+        "episodes": 12,
+        "content_hash": "ab" * 32,
+        "key": "ef" * 32,
+    }
+    journal = Journal(folder.seed(0).journal)
+    journal.event("dataset", told)
+    journal.event("dataset", told)  # as a run tells it again when it is resumed
+    journal.close()
+    sync(folder)
+    (folder.path / "tracking.json").unlink()
+    sync(folder)
+    runs = runs_of(uri, folder)
+    (given,) = runs["quickstart/seed-0"].inputs.dataset_inputs
+    assert (given.dataset.name, given.dataset.digest) == ("expert data of ContinuousCartPole", ("ab" * 32)[:36])
+    assert json.loads(given.dataset.profile) == {"rows": 2400, "episodes": 12}
+    source = json.loads(given.dataset.source)
+    assert (source["policy"], source["content_hash"]) == (told["policy"], told["content_hash"])
+    assert [(tag.key, tag.value) for tag in given.tags] == [("mlflow.data.context", "expert")]
+    assert not runs["quickstart/seed-1"].inputs.dataset_inputs
+    assert_exactly_once(uri, folder, 0)

@@ -7,9 +7,9 @@ V vocabulary. Tensors live on the caller's device and are float32 unless said ot
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ from proxygap.base.language import (
     RewardFitReport,
 )
 from proxygap.base.measurement import Reading
-from proxygap.base.records import FitReport, Int64, Transitions
+from proxygap.base.records import Bool, FitReport, Float32, Int64, Transitions
 
 if TYPE_CHECKING:
     import gymnasium as gym
@@ -116,6 +116,11 @@ class Task(Protocol):
         """Whether `terminated` may be called."""
         ...
 
+    @property
+    def known_dynamics(self) -> bool:
+        """Whether `next_obs` may be called."""
+        ...
+
     def make_env(self) -> gym.Env[NDArray[np.float32], NDArray[np.float32]]:
         """A fresh environment: float32 flat observations, actions in [-1, 1], time limit applied.
 
@@ -132,6 +137,10 @@ class Task(Protocol):
         """Whether each transition ends its episode, bool, shape (B,)."""
         ...
 
+    def next_obs(self, obs_BO: torch.Tensor, action_BA: torch.Tensor) -> torch.Tensor:
+        """The environment's own law of motion without its noise, shape (B, O), differentiable."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
@@ -144,6 +153,8 @@ class Prediction:
     target_mean: torch.Tensor
     target_std: torch.Tensor
     termination_logit: torch.Tensor | None
+    target_shape: torch.Tensor | None = None
+    """Shape beta of a generalized Gaussian per target (2 is Gaussian, 1 Laplace); None where all are Gaussian."""
 
 
 class DynamicsModel(Stateful, Protocol):
@@ -164,10 +175,11 @@ class DynamicsModel(Stateful, Protocol):
         """Members to imagine with: the best on held-out data at the last fit."""
         ...
 
-    def fit(self, data: Transitions, first_row: int) -> FitReport:
+    def fit(self, data: Transitions, first_row: int, weight_NT: Float32 | None = None) -> FitReport:
         """Refit to ``data`` from the current weights; ``first_row`` numbers its first transition in the run's life.
 
-        The numbering keeps a transition on the same side of the held-out split in every refit.
+        The numbering keeps a transition on the same side of the held-out split in every refit. ``weight_NT`` is what
+        the dynamics loss gave for these rows (`DynamicsLoss.weigh`); None weighs all alike.
         """
         ...
 
@@ -175,18 +187,212 @@ class DynamicsModel(Stateful, Protocol):
         """Every member's prediction, leading axes (M, B)."""
         ...
 
-    def predict_rows(self, member_B: torch.Tensor, obs_BO: torch.Tensor, action_BA: torch.Tensor) -> Prediction:
-        """For each row, the prediction of one chosen member, leading axis (B,)."""
+    def predict_rows(
+        self,
+        member_B: torch.Tensor,
+        obs_BO: torch.Tensor,
+        action_BA: torch.Tensor,
+        precision: Literal["float32", "bfloat16"] = "float32",
+    ) -> Prediction:
+        """For each row, the prediction of one chosen member, leading axis (B,), float32 in and out.
+
+        ``precision`` is that of the arithmetic inside; where a model has no lower one, it computes in float32.
+        """
         ...
+
+
+class Uncertainty(Stateful, Protocol):
+    """Where a dynamics model is wrong, and how much. It keeps no model: the caller hands in the one that it asks about.
+
+    The unit is the squared error of the elites' mean, each target in standard deviations of the data, averaged.
+    """
+
+    @property
+    def ready(self) -> bool:
+        """Whether it may be called: a fit had enough data."""
+        ...
+
+    def observe(self, model: DynamicsModel, rows: Transitions) -> None:
+        """Meet new real experience before ``model`` is fitted to it; nothing changes until the next fit."""
+        ...
+
+    def fit(self, model: DynamicsModel, data: Transitions, unseen_N: Bool) -> None:
+        """Follow a fit of ``model`` to ``data``, of which the rows ``unseen_N`` were held out."""
+        ...
+
+    def __call__(self, model: DynamicsModel, obs_BO: torch.Tensor, action_BA: torch.Tensor) -> torch.Tensor:
+        """The model's expected error at each row, as far as it is not noise, (B,), never negative.
+
+        Raises:
+            ValueError: it is not `ready`.
+        """
+        ...
+
+
+class StepModel(Protocol):
+    """What a planner rolls forward: networks that each step rows of their own, all in one call. Pure."""
+
+    def step_members(
+        self,
+        member_ids: Sequence[int],
+        obs_KBO: torch.Tensor,
+        action_KBA: torch.Tensor,
+        precision: Literal["float32", "bfloat16"] = "float32",
+    ) -> Prediction:
+        """Member ``member_ids[k]`` on rows ``[k]``; leading axes (K, B), float32 in and out.
+
+        ``precision`` is that of the arithmetic inside; where a model has no lower one, it computes in float32.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FitContext:
+    """What a loop knows beside the data when it refits, for losses that ask for more.
+
+    ``value_gradient`` maps observations (B, O) to the gradient of the value there (B, O), detached.
+    """
+
+    value_gradient: Callable[[torch.Tensor], torch.Tensor] | None = None
+    expert: Transitions | None = None
 
 
 class DynamicsLoss(Protocol):
     """Loss of a prediction in normalized units; its minimum over many transitions trains a member."""
 
-    def __call__(
-        self, mean_MBT: torch.Tensor, log_var_MBT: torch.Tensor, target_MBT: torch.Tensor, weight_MB: torch.Tensor
-    ) -> torch.Tensor:
-        """Loss per member, shape (M,); the members' sum is what is differentiated."""
+    @property
+    def raw_units(self) -> bool:
+        """Whether weights are for errors in raw units: the model then multiplies them by the targets' variances."""
+        ...
+
+    @property
+    def learns_deviation(self) -> bool:
+        """Whether it fits ``log_var``; else the predictive deviation is that of the held-out residuals."""
+        ...
+
+    @property
+    def learns_shape(self) -> bool:
+        """Whether the networks must say a ``shape`` per target."""
+        ...
+
+    @property
+    def step_weights(self) -> tuple[float, ...]:
+        """Weights of the steps of an open-loop prediction from each row; ``(1.0,)`` looks one step ahead."""
+        ...
+
+    def weigh(self, data: Transitions, targets: int, context: FitContext) -> Float32 | None:
+        """Weights (N, T) of the rows' targets, none negative; None weighs all alike. Computed once per fit.
+
+        Raises:
+            InvalidExperiment: the context lacks what this loss needs; names it.
+        """
+        ...
+
+    def __call__(self, output: Normalized, target_MBT: torch.Tensor, weight_MBT: torch.Tensor) -> torch.Tensor:
+        """Loss per member, shape (M,); the members' sum is what is differentiated.
+
+        ``weight_MBT`` may be broadcast; rows that only pad have weight 0, and the mean over all weights is 1.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Normalized:
+    """What networks say in normalized units, leading axes (M, B), the logit without a last axis.
+
+    ``shape`` (positive, 2 is Gaussian) is there where the loss asks for it; the scale of a generalized Gaussian is then
+    ``sqrt(2) exp(log_var / 2)``.
+    """
+
+    mean: torch.Tensor
+    log_var: torch.Tensor
+    logit: torch.Tensor | None = None
+    shape: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PlanMemory:
+    """What a planner carries from one step to the next for B problems planned side by side: tensors, problems first."""
+
+    tensors: dict[str, torch.Tensor]
+
+    def take(self, rows: torch.Tensor) -> PlanMemory:
+        """The memory of some of the problems."""
+        return PlanMemory({name: tensor[rows] for name, tensor in self.tensors.items()})
+
+    def put(self, rows: torch.Tensor, part: PlanMemory) -> PlanMemory:
+        """This memory with some problems' replaced; nothing is changed in place."""
+        mine = self.tensors.items()
+        return PlanMemory({name: tensor.index_copy(0, rows, part.tensors[name]) for name, tensor in mine})
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The answer of a planner for B problems: actions to take now, the whole sequences, and what they promise."""
+
+    action_BA: torch.Tensor
+    sequence_BHA: torch.Tensor
+    return_B: torch.Tensor
+    evaluated: int
+    """Action sequences evaluated per problem."""
+
+
+class Planner(Protocol):
+    """Model and objective become an action sequence. Pure: memory goes in and comes out, noise is the caller's.
+
+    All problems share one draw of noise, so that a problem's plan does not depend on what is planned beside it, and
+    two models compared on the same start see the same candidates (common random numbers).
+    """
+
+    @property
+    def horizon(self) -> int:
+        """Steps H of a plan."""
+        ...
+
+    def init(self, problems: int, action_size: int) -> PlanMemory:
+        """The memory of problems that begin."""
+        ...
+
+    def plan(
+        self,
+        memory: PlanMemory,
+        returns: Callable[[torch.Tensor], torch.Tensor],
+        generator: torch.Generator,
+    ) -> tuple[Plan, PlanMemory]:
+        """Plan for every problem; ``returns`` maps sequences (B, N, H, A) to predicted returns (B, N).
+
+        A return that is not finite is worse than any other and is never an elite. Where no return of a problem is
+        finite, the plan of before is kept and its promise is NaN.
+        """
+        ...
+
+    def later(self, memory: PlanMemory, steps: int) -> PlanMemory:
+        """The memory after ``steps`` of its plan have been taken: a warm start for the next plan."""
+        ...
+
+
+class Actor(Protocol):
+    """A policy within episodes that run side by side: it may remember what it planned."""
+
+    def act(self, obs_BO: torch.Tensor, live_B: torch.Tensor) -> torch.Tensor:
+        """Actions (B, A) of the episodes numbered ``live_B`` (int64, ascending), the others being over."""
+        ...
+
+
+class LastingActor(Actor, Stateful, Protocol):
+    """An actor that outlives its episodes: where one has ended, another begins. `Stateful` is what it remembers."""
+
+    def begin(self, episodes_B: torch.Tensor) -> None:
+        """Forget what was planned in the episodes with these numbers (int64): others begin in their places."""
+        ...
+
+
+@runtime_checkable
+class EpisodicPolicy(Protocol):
+    """A policy whose actions depend on what it did before in the episode."""
+
+    def episodes(self, count: int) -> Actor:
+        """Begin ``count`` episodes. Two calls give actors that act alike and do not touch each other."""
         ...
 
 
@@ -437,6 +643,7 @@ __all__: Sequence[str] = [
     "State",
     "Stateful",
     "Task",
+    "Uncertainty",
     "Weighting",
     "Weights",
 ]

@@ -9,10 +9,10 @@ from __future__ import annotations
 import io
 import sys
 
-from proxygap.cli import cluster, files, jobs, records, run, submit, sweep
+from proxygap.cli import cluster, data, files, jobs, records, run, submit, sweep
 from proxygap.cli.group import HINT, commands
 
-__all__ = ["HINT", "cluster", "commands", "files", "jobs", "main", "records", "run", "submit", "sweep"]
+__all__ = ["HINT", "cluster", "commands", "data", "files", "jobs", "main", "records", "run", "submit", "sweep"]
 
 
 def main() -> None:

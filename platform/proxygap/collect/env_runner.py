@@ -16,6 +16,7 @@ from proxygap.base.protocols import State
 from proxygap.base.records import Transitions
 from proxygap.base.seeds import torch_generator
 from proxygap.collect.replayable import ReplayableEnv
+from proxygap.collect.settings import RewardNoise
 from proxygap.rllib import Checkpointable, EnvRunner, module_weights
 
 if TYPE_CHECKING:
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
 
 
 class StepRunner(EnvRunner, Checkpointable):
-    """Steps environments with the policy module. ``env_config`` holds ``task``, ``seed``, ``count`` and ``threads``."""
+    """Steps environments with the policy module.
+
+    ``env_config`` holds ``task``, ``seed``, ``count``, ``threads`` and, if there is any, ``reward_noise``.
+    """
 
     def __init__(self, *, config: Any, **kwargs: Any) -> None:
         super().__init__(config=config, **kwargs)
@@ -37,7 +41,10 @@ class StepRunner(EnvRunner, Checkpointable):
         options = self.config.env_config
         self.task: Task = options["task"]
         name = f"collect/runner/{self.worker_index}" + (f"/life/{self.life}" if self.life else "")
-        self.envs = [ReplayableEnv(self.task, options["seed"], f"{name}/env/{i}") for i in range(options["count"])]
+        noise = options.get("reward_noise", RewardNoise())
+        self.envs = [
+            ReplayableEnv(self.task, options["seed"], f"{name}/env/{i}", noise) for i in range(options["count"])
+        ]
         self.exploration = torch_generator(options["seed"], f"{name}/exploration")
         if self.worker_index:
             torch.set_num_threads(options["threads"])
@@ -80,10 +87,14 @@ class StepRunner(EnvRunner, Checkpointable):
             shape = (len(self.envs), self.task.action_size)
             action_EA = torch.rand(shape, generator=self.exploration).mul_(2).sub_(1)
         else:
-            obs_EO = torch.from_numpy(np.stack([env.obs for env in self.envs]))
-            action_EA = self.module.act(obs_EO, generator=self.exploration)
+            action_EA = self.policy_actions(torch.from_numpy(np.stack([env.obs for env in self.envs])))
         stepped = zip(self.envs, action_EA.numpy(), strict=True)
         return [self._numbered(index, env.step(action_A)) for index, (env, action_A) in enumerate(stepped)]
+
+    def policy_actions(self, obs_EO: torch.Tensor) -> torch.Tensor:
+        """What the policy does, its exploration included, (E, A)."""
+        action_EA: torch.Tensor = self.module.act(obs_EO, generator=self.exploration)
+        return action_EA
 
     def _numbered(self, index: int, row: Transitions) -> Transitions:
         """Environments count their own episodes; within the run a number must be one episode's alone."""

@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from proxygap.base.errors import CheckpointRefused, NonFiniteValue, RunFailed
+from proxygap.base.errors import CheckpointRefused, InvalidExperiment, NonFiniteValue, RunFailed
 from proxygap.base.protocols import State
 from proxygap.base.records import Float32, Transitions
-from proxygap.base.seeds import derived_seed
+from proxygap.base.seeds import derived_seed, generator
+from proxygap.collect.settings import RewardNoise
 
 if TYPE_CHECKING:
     from proxygap.base.protocols import Task
 
+_NO_NOISE = RewardNoise()
 _NO_COMPONENTS = np.empty(0, np.float32)
 
 
@@ -32,11 +34,23 @@ class ReplayableEnv:
         task: what to make the environment of.
         seed: seed of the run.
         component: name of this environment among all generators of the run; two environments must not share one.
+        reward_noise: what is added to the rewards; it has a generator of its own in each episode.
+
+    Raises:
+        InvalidExperiment: noise for a task that pays several rewards apart.
     """
 
-    def __init__(self, task: Task, seed: int, component: str) -> None:
+    def __init__(self, task: Task, seed: int, component: str, reward_noise: RewardNoise = _NO_NOISE) -> None:
         self._task, self._seed, self._component = task, seed, component
         self._components = len(task.components)
+        self._noise = reward_noise
+        if reward_noise.kind != "none" and self._components:
+            raise InvalidExperiment(
+                f"{task.name} pays several rewards apart, and noise is for one",
+                field="collect.reward_noise.kind",
+                value=reward_noise.kind,
+                remedy="Choose none, or another task",
+            )
         self._env = task.make_env()
         self._start(0)
 
@@ -127,17 +141,19 @@ class ReplayableEnv:
         self._episode, self._actions = episode, list[Float32]()
         with self._crashes_named():
             self._obs, _ = self._env.reset(seed=seed)
+        self._noise_rng = generator(self._seed, f"{self._component}/reward_noise/{episode}")
         self._require_finite(self._obs, "first observation")
 
     def _advance(self, action_A: Float32) -> tuple[float, Float32, bool, bool]:
         self._actions.append(action_A)
+        noise = self._noise.draw(self._noise_rng, self._obs)
         with self._crashes_named():
             self._obs, reward, terminated, truncated, info = self._env.step(action_A)
         self._require_finite(self._obs, "observation")
         if not math.isfinite(reward):
             self._refuse("reward", reward)
         component_R = self._paid_apart(info) if self._components else _NO_COMPONENTS
-        return float(reward), component_R, bool(terminated), bool(truncated)
+        return float(reward) + noise, component_R, bool(terminated), bool(truncated)
 
     def _paid_apart(self, info: dict[str, Any]) -> Float32:
         component_R = np.array(info.get("component_reward", ()), np.float32)

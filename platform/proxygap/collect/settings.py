@@ -1,10 +1,37 @@
-"""How real experience is gathered."""
+"""How real experience is gathered; importing this loads no torch. Shape legend: O observation size."""
 
 from __future__ import annotations
 
-from pydantic import Field, NonNegativeFloat
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 
 from proxygap.base.config import Settings
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from proxygap.base.records import Float32
+
+
+class RewardNoise(Settings):
+    """Noise on the reward of lived experience, as a bad sensor would add it; evaluation and outcomes never have it."""
+
+    kind: Literal["none", "gaussian", "student_t"] = "none"
+    """Its distribution; Student's t has heavy tails."""
+    scale: PositiveFloat = 1.0
+    """Deviation of the Gaussian, or scale of Student's t, in units of the reward."""
+    degrees: float = Field(default=2.0, ge=1.0)
+    """Degrees of freedom of Student's t: fewer make heavier tails; up to 2, the variance is infinite."""
+    where: Literal["everywhere", "first_positive"] = "everywhere"
+    """Which states pay noisily: all, or those whose first observation is above 0, so that noise depends on state."""
+
+    def draw(self, rng: np.random.Generator, obs_O: Float32) -> float:
+        """What is added to the reward of a step from ``obs_O``; every step draws once, wherever it is."""
+        if self.kind == "none":
+            return 0.0
+        value = rng.standard_normal() if self.kind == "gaussian" else rng.standard_t(self.degrees)
+        return self.scale * float(value) if self.where == "everywhere" or obs_O[0] > 0 else 0.0
 
 
 class Collect(Settings):
@@ -22,3 +49,5 @@ class Collect(Settings):
     """Transitions kept; the oldest are dropped first."""
     keep_episodes: bool = False
     """Write all real experience as parquet beside the run when it ends."""
+    reward_noise: RewardNoise = RewardNoise()
+    """Noise on the rewards that are learned from (and kept); what is measured as an outcome is without it."""

@@ -7,23 +7,16 @@ The model is pure: which member steps a row, and the noise of the step, are draw
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import torch
 
-from proxygap.base.errors import InvalidExperiment, NonFiniteValue
-from proxygap.base.protocols import DynamicsModel, Policy, Prediction, Task
+from proxygap.base.errors import NonFiniteValue
+from proxygap.base.protocols import DynamicsModel, EpisodicPolicy, Policy, Prediction, Task
 from proxygap.base.records import Float32, Imagined
-
-
-@dataclass(frozen=True, slots=True)
-class _Step:
-    """One imagined transition per row."""
-
-    next_obs_BO: torch.Tensor
-    proxy_reward_B: torch.Tensor
-    terminated_B: torch.Tensor
+from proxygap.imagine.stepping import Step, advanced, noise_like, sampled
 
 
 def branched_rollouts(
@@ -34,12 +27,13 @@ def branched_rollouts(
     horizon: int,
     generator: torch.Generator,
     batch_size: int = 10_000,
+    precision: Literal["float32", "bfloat16"] = "float32",
 ) -> Imagined:
     """Rollouts of ``horizon`` steps from each start (MBPO; Janner et al. 2019, algorithm 2, line 9).
 
     At each step each row draws an elite member, a sampled action and Gaussian noise. A row ends with its terminal
     transition, which is kept: nothing is imagined beyond it. At most ``batch_size`` rollouts advance together. Rows
-    come out batch by batch, step by step.
+    come out batch by batch, step by step. ``precision`` is that of the arithmetic inside the model.
 
     Raises:
         NonFiniteValue: the model predicted NaN or infinity; names the step and the members.
@@ -55,7 +49,7 @@ def branched_rollouts(
                     break
                 action_BA = policy.act(obs_BO, generator=generator)
                 member_B = elites_E[_integers(len(elites_E), len(obs_BO), generator)]
-                prediction = model.predict_rows(member_B, obs_BO, action_BA)
+                prediction = model.predict_rows(member_B, obs_BO, action_BA, precision)
                 _require_finite(prediction, member_B, depth)
                 step = _step(prediction, task, obs_BO, action_BA, generator)
                 parts.append((obs_BO, action_BA, step.next_obs_BO, step.proxy_reward_B, step.terminated_B))
@@ -65,7 +59,7 @@ def branched_rollouts(
 
 def imagined_return(
     model: DynamicsModel,
-    policy: Policy,
+    policy: Policy | EpisodicPolicy,
     task: Task,
     start_obs_BO: torch.Tensor | Float32,
     horizon: int,
@@ -75,17 +69,19 @@ def imagined_return(
 
     One member steps a whole rollout (TS-infinity; PETS, Chua et al. 2018, section 5), noise included; nothing is paid
     after termination. A rollout whose prediction is not finite ends with return NaN: that is a finding, not an error.
+    A policy that remembers what it planned begins an episode for every rollout.
     """
     elites_E = torch.tensor(model.elites, dtype=torch.int64)
     starts_BO = torch.as_tensor(start_obs_BO, dtype=torch.float32)
     member_R = elites_E.repeat_interleave(len(starts_BO))
     obs_RO = starts_BO.repeat(len(elites_E), 1)
     return_R, alive = torch.zeros(len(obs_RO)), torch.arange(len(obs_RO))
+    act = _acting(policy, len(obs_RO))
     with torch.no_grad():
         for _ in range(horizon):
             if len(alive) == 0:
                 break
-            action_RA = policy.act(obs_RO)
+            action_RA = act(obs_RO, alive)
             prediction = model.predict_rows(member_R[alive], obs_RO, action_RA)
             step = _step(prediction, task, obs_RO, action_RA, generator)
             finite_R = step.next_obs_BO.isfinite().all(dim=-1) & step.proxy_reward_B.isfinite()
@@ -95,37 +91,19 @@ def imagined_return(
     return return_R.reshape(len(elites_E), len(starts_BO))
 
 
+def _acting(policy: Policy | EpisodicPolicy, rollouts: int) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """Deterministic actions at observations, of the rollouts with these numbers."""
+    if isinstance(policy, EpisodicPolicy):
+        return policy.episodes(rollouts).act
+    return lambda obs_RO, alive: policy.act(obs_RO)  # noqa: ARG005 - it remembers nothing
+
+
 def _step(
     prediction: Prediction, task: Task, obs_BO: torch.Tensor, action_BA: torch.Tensor, generator: torch.Generator
-) -> _Step:
-    """Sample the target; then the task's own laws where they are known, the model's word where they are not."""
-    mean_BT = prediction.target_mean
-    noise_BT = torch.randn(mean_BT.shape, generator=generator, device=generator.device).to(mean_BT.device)
-    target_BT = mean_BT + prediction.target_std * noise_BT
-    obs_size = obs_BO.shape[-1]
-    next_obs_BO = obs_BO + target_BT[:, :obs_size]
-    if task.known_reward:
-        proxy_reward_B = task.reward(obs_BO, action_BA, next_obs_BO)
-    elif target_BT.shape[-1] > obs_size:
-        proxy_reward_B = target_BT[:, obs_size]
-    else:
-        raise _unknown("reward", task)
-    if task.known_termination:
-        terminated_B = task.terminated(obs_BO, action_BA, next_obs_BO)
-    elif prediction.termination_logit is not None:
-        terminated_B = prediction.termination_logit > 0
-    else:
-        raise _unknown("termination", task)
-    return _Step(next_obs_BO, proxy_reward_B, terminated_B)
-
-
-def _unknown(what: str, task: Task) -> InvalidExperiment:
-    return InvalidExperiment(
-        f"neither the task nor the dynamics model knows its {what}",
-        field="task",
-        value=task.name,
-        remedy=f"build the model with learn_{what}=True",
-    )
+) -> Step:
+    """One step of every row, each with noise of its own."""
+    noise_BT = noise_like(prediction, prediction.target_mean.shape, generator)
+    return advanced(sampled(prediction, noise_BT), prediction.termination_logit, task, obs_BO, action_BA)
 
 
 def _integers(bound: int, count: int, generator: torch.Generator) -> torch.Tensor:

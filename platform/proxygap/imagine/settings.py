@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, PositiveInt, model_validator
 
 from proxygap.base.config import Settings
@@ -42,5 +44,7 @@ class Imagine(Settings):
     """Rollouts started per real step; they are run together after each fit (MBPO: 400)."""
     batch_size: PositiveInt = 10_000
     """Most rollouts advanced together; bounds memory."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic inside the model; bfloat16 is faster on processors that have it, and coarser."""
     keep_fits: PositiveInt = 1
     """Fits whose imagined transitions stay in the buffer (MBPO: retained epochs)."""

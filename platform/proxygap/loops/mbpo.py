@@ -1,7 +1,10 @@
 """Model-based policy optimization (Janner et al. 2019, 1906.08253, algorithm 2) on RLlib's SAC.
 
 Real steps feed an ensemble; every so often it is refitted and imagines short rollouts from real states; the policy
-improves on batches of mostly imagined transitions. Shape legend: U updates in a Learner call.
+improves on batches of mostly imagined transitions.
+
+Shape legend: U updates in a Learner call, B rows, O observation size, A action size, C critics and their targets,
+E elites and starts.
 """
 
 from __future__ import annotations
@@ -13,18 +16,17 @@ import numpy as np
 import torch
 
 from proxygap.base.protocols import State
-from proxygap.base.records import Transitions
 from proxygap.base.seeds import generator, generator_state, restore_generator, torch_generator
 from proxygap.collect.replay import ImaginedReplay
-from proxygap.fit.dynamics.training import is_held_out
 from proxygap.imagine.rollouts import branched_rollouts, imagined_return
+from proxygap.loops.model_side import ModelSide
 from proxygap.loops.off_policy import Columns, LoopConfig, OffPolicy
 from proxygap.loops.settings import MbpoLoop
 from proxygap.probe import objective
-from proxygap.serve.dynamics import build_dynamics
 
 if TYPE_CHECKING:
     from proxygap.base.measurement import Measurement
+    from proxygap.optimize.sac_module import SacModule
     from proxygap.probe.outcome import Evaluation
 
 
@@ -37,17 +39,9 @@ class Mbpo(OffPolicy):
         experiment, task = self.experiment, self.experiment.control_task
         assert isinstance(experiment.loop, MbpoLoop)
         self.settings = experiment.loop
-        self.model = build_dynamics(
-            experiment.dynamics,
-            experiment.serve.dynamics,
-            obs_size=task.obs_size,
-            action_size=task.action_size,
-            learn_reward=not task.known_reward,
-            learn_termination=not task.known_termination,
-            seed=self.run_seed,
-            run_name=f"{experiment.folder_name}/seed-{self.run_seed}",
-            on_event=lambda kind, detail: self.events.append((kind, dict(detail))),
-        )
+        gradient = self.value_gradient
+        self.side = ModelSide(experiment, self.run_seed, self.replay, self.tell, value_gradient=gradient)
+        self.model = self.side.model
         self.imagined = ImaginedReplay(1, task.obs_size, task.action_size)
         self.imagined_rng = generator(self.run_seed, "imagine/replay")
         self.start_rng = generator(self.run_seed, "imagine/starts")
@@ -57,26 +51,20 @@ class Mbpo(OffPolicy):
         """One RLlib iteration."""
         for _ in range(self.samples_of_iteration()):
             self.collect()
-            if self.refit_due:
+            if self.side.refit_due(self.clocks.real_step, self.settings.refit_every):
                 self.refit()
                 self.imagine()
-            if self.model.version > 0:
+            if self.side.ready:
                 self.improve(self.mixed_batches)
         self.clocks = self.clocks.tick(iteration=1)
 
-    @property
-    def refit_due(self) -> bool:
-        """At the end of random collection, and then at every multiple of ``refit_every``."""
-        if not self.warm:
-            return False
-        crossed = self.clocks.real_step % self.settings.refit_every < self.steps_per_sample
-        return crossed or self.model.version == 0
-
     def refit(self) -> None:
         """Fit the ensemble to all real experience, from its current weights."""
-        report = self.model.fit(self.replay.all(), self.replay.first_row)
-        self.clocks = self.clocks.tick(model_update=report.updates)
-        self.events.append(("fitted", {"version": report.version, "elites": list(report.elites)}))
+        self.clocks = self.clocks.tick(model_update=self.side.refit())
+
+    def value_gradient(self, obs_BO: torch.Tensor) -> torch.Tensor:
+        """How much the value depends on each part of an observation, (B, O); see `value_gradient`."""
+        return value_gradient(self.policy(), obs_BO)
 
     def imagine(self) -> None:
         """Branch short rollouts off real states; the buffer keeps those of the last ``keep_fits`` fits."""
@@ -92,6 +80,7 @@ class Mbpo(OffPolicy):
             horizon=horizon,
             generator=self.rollout_rng,
             batch_size=settings.batch_size,
+            precision=settings.precision,
         )
         self.imagined.resize(count * horizon * settings.keep_fits)
         self.imagined.add(rollouts)
@@ -111,34 +100,17 @@ class Mbpo(OffPolicy):
     def objectives(self, evaluation: Evaluation) -> tuple[Measurement, ...]:
         """What the model is fitted to, how far it can be trusted, and what it promises."""
         critics = super().objectives(evaluation)
-        if self.model.version == 0:
+        if not self.side.ready:
             return critics
-        held_out, newest = self.held_out(), evaluation.transitions
-        probe, policy, task = self.experiment.probe, self.policy(), self.experiment.control_task
-        starts = torch.from_numpy(evaluation.start_obs_EO)
-        horizon, noise = probe.imagined_horizon, self.probe_rng()
+        starts, policy = torch.from_numpy(evaluation.start_obs_EO), self.policy()
+        task, horizon = self.experiment.control_task, self.experiment.probe.imagined_horizon
+        noise = self.side.probe_rng()
         return_EB = imagined_return(self.model, policy, task, starts, horizon=horizon, generator=noise)
         return (
-            *objective.log_likelihood(self.model, held_out, "held_out_log_likelihood"),
-            *objective.mse(self.model, held_out, "held_out_mse"),
-            *objective.log_likelihood(self.model, newest, "on_policy_log_likelihood"),
-            *objective.mse(self.model, newest, "on_policy_mse"),
-            *objective.k_step_error(self.model, task, newest, probe.k_step),
-            *objective.disagreement(self.model, newest.obs_BO, newest.action_BA),
+            *self.side.objectives(evaluation.transitions),
             *objective.imagined_return(return_EB.numpy()),
             *critics,
         )
-
-    def held_out(self) -> Transitions:
-        """The newest real transitions that no fit has trained on."""
-        settings, rows = self.experiment.dynamics, self.replay.all()
-        numbers = np.arange(self.replay.first_row, self.replay.first_row + len(rows))
-        mask = is_held_out(self.run_seed, numbers, settings.held_out)
-        return rows[np.flatnonzero(mask)[-settings.held_out_limit :]]
-
-    def probe_rng(self) -> torch.Generator:
-        """The noise of the imagined return: the same at every evaluation, and no clock of the run moves it."""
-        return torch_generator(self.run_seed, "probe/imagined_return")
 
     def parts(self) -> dict[str, State]:
         """The complete state of the run, by part."""
@@ -147,13 +119,12 @@ class Mbpo(OffPolicy):
             "start_rng": generator_state(self.start_rng),
         }
         position = State({"rollout_rng": self.rollout_rng.get_state().numpy().copy()}, rngs)
-        extra = {"dynamics": self.model.state(), "imagined": self.imagined.state(), "imagine": position}
-        return {**super().parts(), **extra}
+        return {**super().parts(), **self.side.parts(), "imagined": self.imagined.state(), "imagine": position}
 
     def load_parts(self, parts: Mapping[str, State]) -> None:
         """Continue from `parts`."""
         super().load_parts(parts)
-        self.model.load_state(parts["dynamics"])
+        self.side.load_parts(parts)
         self.imagined.load_state(parts["imagined"])
         restore_generator(self.imagined_rng, parts["imagine"].structure["imagined_rng"])
         restore_generator(self.start_rng, parts["imagine"].structure["start_rng"])
@@ -161,10 +132,22 @@ class Mbpo(OffPolicy):
 
     def cleanup(self) -> None:
         """Release the hosts before RLlib releases its own actors."""
-        close: Any = getattr(self.model, "close", None)
-        if close is not None:
-            close()
+        self.side.close()
         super().cleanup()
+
+
+def value_gradient(policy: SacModule, obs_BO: torch.Tensor) -> torch.Tensor:
+    """Gradient of the critics' value of the deterministic action, (B, O), none negative, detached.
+
+    Value-gradient weighting squares it, and its released code averages the loss over the critics and their targets
+    (VaGraM; Voelcker et al. 2022, 2204.01464), so this is the root mean square over all of them: its sign is lost.
+    """
+    with torch.enable_grad():
+        state_BO = obs_BO.detach().clone().requires_grad_()
+        action_BA = policy.actor(state_BO)[0].tanh()
+        value_CB = torch.cat([critics(state_BO, action_BA) for critics in (policy.critics, policy.targets)])
+        gradient_CBO = [torch.autograd.grad(value_B.sum(), state_BO, retain_graph=True)[0] for value_B in value_CB]
+    return torch.stack(gradient_CBO).square().mean(dim=0).sqrt()
 
 
 def _interleave(lived: np.ndarray[Any, Any], imagined: np.ndarray[Any, Any], updates: int) -> np.ndarray[Any, Any]:

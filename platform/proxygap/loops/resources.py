@@ -83,10 +83,10 @@ def _models(experiment: Experiment, kind: str) -> int:
 
 
 def _hosts(experiment: Experiment, kind: str) -> int:
-    """Hosts of one model: members are dealt to no more of them than there are members."""
+    """Hosts of one model: members, or whole models, are dealt to no more of them than there are."""
     ensembles: dict[str, Any] = {"dynamics": experiment.dynamics, "reward": experiment.proxy}
-    members: int = getattr(ensembles.get(kind), "members", experiment.hostings[kind].hosts)
-    return min(experiment.hostings[kind].hosts, members)
+    dealt: int = getattr(ensembles.get(kind), "members", experiment.hostings[kind].hosts)
+    return min(experiment.hostings[kind].hosts, getattr(experiment.loop, "at_once", dealt))
 
 
 def process_bundle(experiment: Experiment) -> Bundle:

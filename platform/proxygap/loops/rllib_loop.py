@@ -38,14 +38,14 @@ def set_up(
 
     Args:
         config: to be filled.
-        experiment: its ``collect`` sizes the runners, its ``optimize`` the Learner; ``compute`` may place both.
+        experiment: its ``collect`` sizes the runners, ``optimize``, if any, the Learner; ``compute`` may place both.
         spaces: ``observation_space`` and ``action_space``.
         runner: class of the environment runner, and what it finds in ``env_config``.
         module: class of the RLModule, and its ``model_config``.
         learner: class of the Learner, and what it is given.
     """
-    collect, optimizer, compute = experiment.collect, experiment.optimize, experiment.compute
-    assert optimizer is not None, "the experiment was validated"
+    collect, compute = experiment.collect, experiment.compute
+    learners, gpus_per_learner = experiment.learners
     config.environment(**spaces, env_config=runner[1])
     config.env_runners(
         env_runner_cls=runner[0],
@@ -57,8 +57,8 @@ def set_up(
     config.rl_module(rl_module_spec=RLModuleSpec(module_class=module[0], **spaces, model_config=module[1]))
     config.learners(
         learner_class=learner[0],
-        num_learners=optimizer.learners,
-        num_gpus_per_learner=optimizer.gpus_per_learner,
+        num_learners=learners,
+        num_gpus_per_learner=gpus_per_learner,
         custom_resources_per_learner=dict(compute.learner_resources),
         learner_config_dict=learner[1],
     )

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from proxygap.base.clock import Clocks
@@ -22,7 +23,7 @@ from proxygap.loops.copies import is_held
 from proxygap.loops.loop import Loop
 from proxygap.loops.recovery import ROOM_S, Loss, Losses, Lost, RayLost, in_a_line, is_loss, release
 from proxygap.loops.speed import Speed, Stopwatch
-from proxygap.probe.gap import onset, onset_measurements, optimism, within_run
+from proxygap.probe.gap import across_models, onset, onset_measurements, optimism, within_run
 from proxygap.record.checkpoint import CheckpointStore
 from proxygap.record.folder import RunState, SeedFolder
 from proxygap.record.journal import Journal
@@ -322,10 +323,18 @@ class SeedRun:
             "confidence": probe.confidence,
             "objective_direction": side,
         }
+        if getattr(self.experiment.loop, "exchangeable", False):
+            return self._across_models(options, rng)
         related = within_run(self.objective_T, self.outcome_T, rng=rng, **options)
         turned = onset(self.objective_T, self.outcome_T, self.step_T, rng, noise_T=self.noise_T, **options)
         self.correlation = next((m.value for m in related if m.name == "spearman"), math.nan)
         return (*related, *onset_measurements(turned), *optimism(both))
+
+    def _across_models(self, options: dict[str, Any], rng: np.random.Generator) -> tuple[Measurement, ...]:
+        """The same of evaluations that do not follow from each other: each is a model, and their order is chance."""
+        related = across_models(self.objective_T, self.outcome_T, rng=rng, **options)
+        self.correlation = next((m.value for m in related if m.name == "spearman"), math.nan)
+        return related
 
     def _remember(self, measurements: tuple[Measurement, ...], clocks: Clocks) -> None:
         values = {m.key: m.value for m in measurements}

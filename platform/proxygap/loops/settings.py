@@ -84,6 +84,34 @@ class MbpoLoop(Settings):
         return loop
 
 
+class PetsLoop(Settings):
+    """Planning in an ensemble that is refitted to what was lived (PETS; Chua et al. 2018, 1805.12114, algorithm 1).
+
+    A plan per environment and real step is most of the cost, and an evaluation plans at every step of its episodes:
+    ``probe.episodes`` times the episode's length, and ``probe.imagined_horizon`` steps more inside each elite member.
+    """
+
+    family: ClassVar[Family] = "control"
+    optimizers: ClassVar[tuple[str, ...]] = ()
+    hosted: ClassVar[tuple[str, ...]] = ("dynamics",)
+    kind: Literal["pets"] = "pets"
+    real_steps: PositiveInt
+    """Budget of real steps; the run ends when it is spent, never after."""
+    steps_per_iteration: PositiveInt = 50
+    """Real steps of one RLlib iteration: how often progress is shown and a request to stop is heard."""
+    steps_per_sample: PositiveInt = 1
+    """Real steps per environment in one call of the environment runners."""
+    refit_every: PositiveInt = 200
+    """Real steps between two fits of the ensemble; the paper refits after every episode."""
+
+    def start(self, experiment: Experiment, seed: int) -> Loop:
+        """The loop of one run."""
+        from proxygap.loops.pets import PetsConfig
+
+        loop: Loop = PetsConfig.for_run(experiment, seed).build_algo()
+        return loop
+
+
 class PpoLoop(Settings):
     """Proximal policy optimization on RLlib on the task's own reward, or on its component rewards apart."""
 

@@ -1,6 +1,7 @@
 """The field's networks for soft actor-critic: plain MLPs, the two critics side by side in one batched product.
 
-Shape legend: B batch, O observation size, A action size, I layer input, J layer output, 2 the twin critics.
+Shape legend: B batch, O observation size, A action size, I layer input, J layer output, M networks of each of the two
+critics, K = 2 M (the first critic's first).
 """
 
 from __future__ import annotations
@@ -13,39 +14,80 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from proxygap.optimize.td_error import shape_of
+
 LOG_STD_RANGE = (-20.0, 2.0)
 """Bounds of the actor's log standard deviation (the reference implementation of Haarnoja et al. 2018)."""
 
 
 class TwinLayer(nn.Module):
-    """Two linear layers on their own inputs, (2, B, I) -> (2, B, J), or on a shared input, (B, I) -> (2, B, J)."""
+    """K linear layers on their own inputs, (K, B, I) -> (K, B, J), or on a shared input, (B, I) -> (K, B, J)."""
 
-    def __init__(self, inputs: int, outputs: int, generator: torch.Generator) -> None:
+    def __init__(self, inputs: int, outputs: int, generator: torch.Generator, networks: int = 2) -> None:
         super().__init__()
+        self.networks = networks
         bound = 1 / math.sqrt(inputs)  # the default of torch.nn.Linear, which peers use
-        self.weight = nn.Parameter(torch.empty(2, inputs, outputs).uniform_(-bound, bound, generator=generator))
-        self.bias = nn.Parameter(torch.empty(2, 1, outputs).uniform_(-bound, bound, generator=generator))
+        self.weight = nn.Parameter(torch.empty(networks, inputs, outputs).uniform_(-bound, bound, generator=generator))
+        self.bias = nn.Parameter(torch.empty(networks, 1, outputs).uniform_(-bound, bound, generator=generator))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply both layers."""
-        return torch.baddbmm(self.bias, x.expand(2, *x.shape[-2:]), self.weight)
+        """Apply all layers."""
+        return torch.baddbmm(self.bias, x.expand(self.networks, *x.shape[-2:]), self.weight)
 
 
 class TwinCritic(nn.Module):
-    """Two independent state-action values with one call: (B, O), (B, A) -> (2, B)."""
+    """Two independent state-action values with one call: (B, O), (B, A) -> (K, B), K = 2 unless critics have members.
 
-    def __init__(self, obs_size: int, action_size: int, hidden: Sequence[int], generator: torch.Generator) -> None:
+    Args:
+        obs_size: O.
+        action_size: A.
+        hidden: widths of the hidden layers.
+        generator: draws the initial weights.
+        members: networks of each critic.
+        shaped: whether each network also tells the shape of its error (`heads`).
+    """
+
+    def __init__(
+        self,
+        obs_size: int,
+        action_size: int,
+        hidden: Sequence[int],
+        generator: torch.Generator,
+        *,
+        members: int = 1,
+        shaped: bool = False,
+    ) -> None:
         super().__init__()
-        sizes = [obs_size + action_size, *hidden, 1]
-        self.layers = nn.ModuleList(TwinLayer(i, j, generator) for i, j in pairwise(sizes))
+        self.members, self.shaped = members, shaped
+        sizes = [obs_size + action_size, *hidden, 1 + shaped]
+        self.layers = nn.ModuleList(TwinLayer(i, j, generator, 2 * members) for i, j in pairwise(sizes))
 
     def forward(self, obs_BO: Tensor, action_BA: Tensor) -> Tensor:
-        """Both critics' values, shape (2, B)."""
+        """All networks' values, shape (K, B)."""
+        return self.heads(obs_BO, action_BA)[0]
+
+    def heads(self, obs_BO: Tensor, action_BA: Tensor) -> tuple[Tensor, Tensor | None]:
+        """All networks' values, and the shapes of their errors where they tell them; each (K, B)."""
         x = torch.cat((obs_BO, action_BA), dim=-1)
         for layer in self.layers[:-1]:
             x = functional.relu(layer(x))
-        value: Tensor = self.layers[-1](x)
-        return value.squeeze(-1)
+        out: Tensor = self.layers[-1](x)
+        if not self.shaped:
+            return out.squeeze(-1), None
+        value_KB, raw_KB = out.unbind(-1)
+        return value_KB, shape_of(raw_KB)
+
+    def smaller(self, value_KB: Tensor) -> Tensor:
+        """The smaller of the two critics' values, each the mean of its members, (B,)."""
+        if self.members == 1:
+            return value_KB.amin(dim=0)
+        return value_KB.reshape(2, self.members, -1).mean(dim=1).amin(dim=0)
+
+    def paired(self, value_KB: Tensor) -> Tensor:
+        """For each network the smaller value of its pair, one of each critic: (K, B), or (B,) for a single pair."""
+        if self.members == 1:
+            return value_KB.amin(dim=0)
+        return value_KB.reshape(2, self.members, -1).amin(dim=0).repeat(2, 1)
 
 
 class SquashedGaussianActor(nn.Module):

@@ -2,7 +2,8 @@
 
 RLlib's own path spends about 30 of 84 ms per update around the arithmetic: connectors, batch conversion, finite checks
 of each tensor, metrics (`docs/decisions.md`). Here one call takes the rows of all its updates at once, and nothing
-is brought back to Python between them. Shape legend: B batch, O observation size, A action size, U updates in a call.
+is brought back to Python between them. Shape legend: B batch, O observation size, A action size, U updates in a call,
+K critics (two, unless the loss gives each of them members).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class SacLearner(TorchLearner):
         """Build module, optimizers and the generator of this Learner's noise."""
         super().build()
         self.settings: SacSettings = self.config.learner_config_dict["settings"]
+        self.critic_loss = self.settings.critic_loss
         self.networks = self.module[DEFAULT_MODULE_ID].unwrapped()
         networks = self.networks
         self.actor, self.critics, self.targets = (  # listing them anew would cost a small update a few percent
@@ -63,7 +65,8 @@ class SacLearner(TorchLearner):
         """Run as many updates as the batch has rows for.
 
         Returns:
-            Means over the call: ``critic_loss``, ``actor_loss``, ``entropy`` (nats), ``temperature``, ``mean_value``.
+            Means over the call: ``critic_loss``, ``actor_loss``, ``entropy`` (nats), ``temperature``, ``mean_value``,
+            and what the critics' loss tells.
 
         Raises:
             NonFiniteValue: when a loss is NaN or infinite; weights are then no longer to be used.
@@ -76,7 +79,7 @@ class SacLearner(TorchLearner):
         noise_U2BA = torch.randn(
             (updates, 2, size, columns["action"].shape[-1]), generator=self.noise, device=self._device
         )
-        totals = torch.zeros(5, device=self._device)
+        totals = torch.zeros(5 + len(self.critic_loss.told), device=self._device)
         for index in range(updates):
             batch = {name: column[index * size : (index + 1) * size] for name, column in columns.items()}
             totals += self._one_update(batch, noise_U2BA[index])
@@ -85,30 +88,31 @@ class SacLearner(TorchLearner):
 
     def _one_update(self, batch: dict[str, Tensor], noise_2BA: Tensor) -> Tensor:
         temperature = self.networks.log_temperature.detach().exp()
-        critic_loss, mean_value = self._step_critics(batch, noise_2BA[0], temperature)
+        critic_loss, mean_value, *told = self._step_critics(batch, noise_2BA[0], temperature)
         actor_loss, entropy = self._step_actor(batch["obs"], noise_2BA[1], temperature)
         self._step_temperature(entropy)
         with torch.no_grad():  # Polyak averaging of the targets, algorithm 1, last line
             torch._foreach_lerp_(self.targets, self.critics, self.settings.target_rate)
-        return torch.stack((critic_loss, actor_loss, entropy, temperature, mean_value))
+        return torch.stack((critic_loss, actor_loss, entropy, temperature, mean_value, *told))
 
-    def _step_critics(self, batch: dict[str, Tensor], noise_BA: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
+    def _step_critics(self, batch: dict[str, Tensor], noise_BA: Tensor, temperature: Tensor) -> tuple[Tensor, ...]:
         networks = self.networks
         with torch.no_grad():
             next_action_BA, next_log_prob_B = networks.sample(batch["next_obs"], noise_BA)
-            next_value_B = networks.targets(batch["next_obs"], next_action_BA).amin(dim=0)
-            soft_value_B = next_value_B - temperature * next_log_prob_B  # Eq. 3
+            next_value = networks.targets.paired(networks.targets(batch["next_obs"], next_action_BA))
+            soft_value = next_value - temperature * next_log_prob_B  # Eq. 3
             going_on_B = 1.0 - batch["terminated"].float()
-            target_B = batch["proxy_reward"] + self.settings.discount * going_on_B * soft_value_B  # Eq. 2
-        value_2B = networks.critics(batch["obs"], batch["action"])
-        loss = 0.5 * (value_2B - target_B).square().mean(dim=-1).sum()  # Eq. 5, both critics
+            target = batch["proxy_reward"] + self.settings.discount * going_on_B * soft_value  # Eq. 2, (B,) or (K, B)
+        value_KB, shape_KB = networks.critics.heads(batch["obs"], batch["action"])
+        loss = self.critic_loss(value_KB, shape_KB, target)  # Eq. 5, all critics
+        told = self.critic_loss.tell(value_KB, shape_KB, target) if self.critic_loss.told else ()
         self._apply("critics", loss, self.critics)
-        return loss.detach(), value_2B.detach().mean()
+        return loss.detach(), value_KB.detach().mean(), *told
 
     def _step_actor(self, obs_BO: Tensor, noise_BA: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
         networks = self.networks
         action_BA, log_prob_B = networks.sample(obs_BO, noise_BA)
-        value_B = networks.critics(obs_BO, action_BA).amin(dim=0)
+        value_B = networks.critics.smaller(networks.critics(obs_BO, action_BA))
         loss = (temperature * log_prob_B - value_B).mean()  # Eq. 7 with reparameterization
         self._apply("actor", loss, self.actor)
         return loss.detach(), -log_prob_B.detach().mean()
@@ -125,7 +129,7 @@ class SacLearner(TorchLearner):
         self.get_optimizer(DEFAULT_MODULE_ID, name).step()
 
     def _summary(self, means: Tensor) -> dict[str, float]:
-        names = ("critic_loss", "actor_loss", "entropy", "temperature", "mean_value")
+        names = ("critic_loss", "actor_loss", "entropy", "temperature", "mean_value", *self.critic_loss.told)
         summary = dict(zip(names, means.tolist(), strict=True))
         if not np.isfinite(list(summary.values())).all():
             raise NonFiniteValue(

@@ -18,7 +18,7 @@ from proxygap.rllib import Columns, InferenceOnlyAPI, TorchRLModule
 
 
 class SacModule(TorchRLModule, InferenceOnlyAPI):
-    """The field's SAC networks. ``model_config`` holds ``hidden``, ``initial_temperature`` and ``seed``.
+    """The field's SAC networks. ``model_config`` is `SacSettings.module`; ``members`` and ``shaped`` may be left out.
 
     The module is also a `Policy`: it acts in [-1, 1] and estimates values.
     """
@@ -28,8 +28,11 @@ class SacModule(TorchRLModule, InferenceOnlyAPI):
         obs_size, action_size = self.observation_space.shape[0], self.action_space.shape[0]
         hidden, seed = self.model_config["hidden"], self.model_config["seed"]
         self.actor = SquashedGaussianActor(obs_size, action_size, hidden, torch_generator(seed, "optimize/actor"))
-        self.critics = TwinCritic(obs_size, action_size, hidden, torch_generator(seed, "optimize/critics"))
-        self.targets = TwinCritic(obs_size, action_size, hidden, torch_generator(seed, "optimize/critics"))
+        kinds = {"members": self.model_config.get("members", 1), "shaped": self.model_config.get("shaped", False)}
+        self.critics, self.targets = (
+            TwinCritic(obs_size, action_size, hidden, torch_generator(seed, "optimize/critics"), **kinds)
+            for _ in range(2)
+        )
         self.targets.requires_grad_(requires_grad=False)
         self.log_temperature = nn.Parameter(torch.tensor(math.log(self.model_config["initial_temperature"])))
 
@@ -50,8 +53,7 @@ class SacModule(TorchRLModule, InferenceOnlyAPI):
     @torch.no_grad()
     def value(self, obs_BO: Tensor) -> Tensor:
         """The smaller critic's estimate of the discounted return of the deterministic policy, shape (B,)."""
-        smaller_B: Tensor = self.critics(obs_BO, self.act(obs_BO)).amin(dim=0)
-        return smaller_B
+        return self.critics.smaller(self.critics(obs_BO, self.act(obs_BO)))
 
     def sample(self, obs_BO: Tensor, noise_BA: Tensor) -> tuple[Tensor, Tensor]:
         """Differentiable action and its log-density for given standard normal noise."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from proxygap.base.config import Settings
+from proxygap.optimize.td_error import CriticLossPart, SquaredTdError
 
 
 class SacSettings(Settings):
@@ -15,6 +16,8 @@ class SacSettings(Settings):
     kind: Literal["sac"] = "sac"
     hidden: tuple[PositiveInt, ...] = Field(default=(256, 256), min_length=1)
     """Widths of the actor and of each of the two critics, ReLU between them."""
+    critic_loss: CriticLossPart = SquaredTdError()
+    """What the critics minimize: the squared error, or the likelihood of errors whose shape is learned."""
     learning_rate: PositiveFloat = 3e-4
     """Adam's step size for actor, critics and temperature."""
     batch_size: PositiveInt = 256
@@ -37,3 +40,8 @@ class SacSettings(Settings):
         if self.gpus_per_learner and not self.learners:
             raise ValueError(f"gpus_per_learner = {self.gpus_per_learner:g} needs a remote Learner; set learners to 1")
         return self
+
+    def module(self, seed: int) -> dict[str, Any]:
+        """The ``model_config`` of the `SacModule` that these settings train."""
+        critics = {"members": self.critic_loss.members, "shaped": self.critic_loss.shaped}
+        return {"hidden": self.hidden, "initial_temperature": self.initial_temperature, "seed": seed, **critics}

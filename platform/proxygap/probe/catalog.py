@@ -37,17 +37,21 @@ _PROXY = {
     "benchmark/ranked_first": "Share of benchmark items whose good answer scores above nine bad ones.",
 }
 
+_MODEL = {
+    "held_out_log_likelihood": "Log-likelihood of held-out transitions under the model, nats per transition.",
+    "on_policy_log_likelihood": "Log-likelihood of the newest evaluation episodes, which no model was fitted to.",
+    "held_out_mse": "Squared error of the model on held-out transitions, in units of their variance.",
+    "on_policy_mse": "The same on the newest evaluation episodes, which no model was fitted to.",
+    "k_step_error": "Error of the longest open-loop prediction on the newest evaluation episodes.",
+    "disagreement": "Spread of the members' mean predictions on the newest evaluation episodes.",
+    "imagined_return": "Undiscounted return of the deterministic policy inside the model.",
+    "expert_log_likelihood": "Log-likelihood of the transitions of the section expert, where there is one.",
+    "expert_mse": "Squared error of the model on the transitions of the section expert, where there is one.",
+}
+
 OBJECTIVES: dict[str, dict[str, str]] = {
-    "mbpo": {
-        "held_out_log_likelihood": "Log-likelihood of held-out transitions under the model, nats per transition.",
-        "on_policy_log_likelihood": "Log-likelihood of the newest evaluation episodes, which no model was fitted to.",
-        "held_out_mse": "Squared error of the model on held-out transitions, in units of their variance.",
-        "on_policy_mse": "The same on the newest evaluation episodes, which no model was fitted to.",
-        "k_step_error": "Error of the longest open-loop prediction on the newest evaluation episodes.",
-        "disagreement": "Spread of the members' mean predictions on the newest evaluation episodes.",
-        "imagined_return": "Undiscounted return of the deterministic policy inside the model.",
-        **_CRITIC,
-    },
+    "mbpo": {**_MODEL, **_CRITIC},
+    "pets": {**_MODEL, "plan_return": "Return that the planner promises for its horizon from the evaluation's starts."},
     "sac": _CRITIC,
     "ppo": {
         **_CRITIC,
@@ -61,5 +65,23 @@ OBJECTIVES: dict[str, dict[str, str]] = {
     "language_rl": _PROXY,
     "best_of_n": _PROXY,
     "tilt": _PROXY,
+    "model_population": {
+        "held_out_log_likelihood": "Log-likelihood of held-out rows of the model's own data, nats per transition.",
+        "held_out_mse": "Squared error of the model on held-out rows of its own data, in units of their variance.",
+        "held_out_value_error": "The same in squared units of the return, by the value's gradient, where there is one.",
+        **{
+            f"{kind}_{score}": f"{line} data of kind {kind}, where the loop is given some to score models on."
+            for kind in ("expert", "on_policy", "random", "grid", "file")
+            for score, line in (
+                ("log_likelihood", "Log-likelihood of"),
+                ("mse", "Squared error of the model on"),
+                ("value_error", "Squared error, weighted by the value's gradient, on"),
+            )
+        },
+    },
+    "adversarial_model": {
+        "held_out_log_likelihood": "Mean over models: log-likelihood of rows that no fit and no search has seen.",
+        "held_out_mse": "Mean over models: squared error on rows that no fit and no search has seen.",
+    },
 }
 """Per loop: objectives by name, the loop's own first."""

@@ -223,6 +223,41 @@ def population(
     )
 
 
+def across_models(
+    objective_N: ArrayLike,
+    outcome_N: ArrayLike,
+    *,
+    rng: np.random.Generator,
+    objective_direction: Direction = Direction.HIGHER,
+    outcome_direction: Direction = Direction.HIGHER,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+) -> tuple[Measurement, ...]:
+    """What `within_run` says, of a run whose evaluations are models that do not follow from each other.
+
+    ``gap/METHOD`` over all models and ``gap/top_half/METHOD`` over those of the better half by the objective, both with
+    intervals over single models; ``gap/selection_loss`` is the outcome that choosing by the objective costs. Arguments
+    as in `population`; nothing before a model has both numbers.
+    """
+    x_N, y_N, _ = finite_pairs(objective_N, outcome_N)
+    if not len(x_N):
+        return ()
+    found = population(
+        x_N,
+        y_N,
+        rng=rng,
+        objective_direction=objective_direction,
+        outcome_direction=outcome_direction,
+        resamples=resamples,
+        confidence=confidence,
+    )
+    return (
+        *correlation_measurements(found.everywhere),
+        *correlation_measurements(found.top_half, "top_half/"),
+        *_with_ends("selection_loss", found.outcome_lost, "", Direction.LOWER),
+    )
+
+
 def correlation_measurements(intervals: Mapping[Method, Interval], prefix: str = "") -> tuple[Measurement, ...]:
     """``gap/PREFIXmethod`` with ``_low`` and ``_high`` of each method."""
     named = [_with_ends(f"{prefix}{method}", it, "", Direction.HIGHER) for method, it in intervals.items()]

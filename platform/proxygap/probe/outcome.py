@@ -1,9 +1,11 @@
 """The ruler: real episodes of the deterministic policy, from start states that never change.
 
 No model and no optimizer is involved, evaluation steps advance no clock, and nothing is remembered between two
-evaluations, so that measuring changes nothing and resuming needs no state of it.
+evaluations, so that measuring changes nothing and resuming needs no state of it. A policy that remembers what it
+planned (`EpisodicPolicy`) begins anew with each evaluation.
 
-Shape legend: E episodes, A actions, B transitions, O observation size, R component rewards (0 for one reward).
+Shape legend: E episodes, L those of them that are not over, A actions, B transitions, O observation size, R component
+rewards (0 for one reward).
 """
 
 from __future__ import annotations
@@ -18,12 +20,13 @@ from numpy.typing import NDArray
 
 from proxygap.base.errors import InvalidExperiment, NonFiniteValue, RunFailed
 from proxygap.base.measurement import Direction, Measurement, Side
+from proxygap.base.protocols import EpisodicPolicy
 from proxygap.base.records import Float32, Transitions
 from proxygap.base.seeds import derived_seed
 from proxygap.probe.catalog import FRONT_OUTCOMES, OUTCOMES_OF
 
 if TYPE_CHECKING:
-    from proxygap.base.protocols import Policy, Task
+    from proxygap.base.protocols import Actor, Policy, Task
 
 Float = NDArray[np.float64]
 Answer = TypeVar("Answer")
@@ -50,7 +53,7 @@ class Evaluator:
     Args:
         task: makes the environments.
         seed: the run's seed; episode i always starts from the state drawn with ``evaluate/episode/i``.
-        episodes: E, the number of episodes.
+        episodes: E, the number of episodes of one policy.
         discount: of ``discounted_return_E``.
     """
 
@@ -59,23 +62,47 @@ class Evaluator:
         self._seeds = [derived_seed(seed, f"evaluate/episode/{index}") % 2**31 for index in range(episodes)]
         self._envs = [task.make_env() for _ in self._seeds]
 
-    def evaluate(self, policy: Policy) -> Evaluation:
+    def evaluate(self, policy: Policy | EpisodicPolicy) -> Evaluation:
         """Run all episodes to their end with the policy's deterministic action.
 
         Raises:
             NonFiniteValue: the policy or an environment gave NaN or infinity.
             RunFailed: an environment raised; the error names task, episode and step.
         """
-        episodes = [_Episode(self._start(index)) for index in range(len(self._envs))]
-        live = list(range(len(episodes)))
+        actor = policy.episodes(len(self._seeds)) if isinstance(policy, EpisodicPolicy) else _Memoryless(policy)
+        return self._run(actor, 1)[0]
+
+    def evaluate_many(self, policy: EpisodicPolicy, copies: int) -> list[Evaluation]:
+        """Run the episodes of several policies side by side, one call of their actor for each step of all of them.
+
+        Every copy lives the same episodes: the same start seeds, and with them the same noise of the environment.
+
+        Args:
+            policy: begins ``copies * E`` episodes at once; episode b is one of copy ``b // E``.
+            copies: how many there are.
+
+        Returns:
+            One evaluation per copy, each as `evaluate` gives it.
+
+        Raises:
+            NonFiniteValue, RunFailed: as `evaluate`; the error names the copy too.
+        """
+        return self._run(policy.episodes(copies * len(self._seeds)), copies)
+
+    def _run(self, actor: Actor, copies: int) -> list[Evaluation]:
+        count = copies * len(self._seeds)
+        self._envs += [self._task.make_env() for _ in range(count - len(self._envs))]
+        episodes = [_Episode(self._start(index)) for index in range(count)]
+        live = list(range(count))
         step = 0
         while live:
-            action_EA = self._act(policy, np.stack([episodes[index].obs_O for index in live]), live, step)
-            for index, action_A in zip(live, action_EA, strict=True):
+            action_LA = self._act(actor, np.stack([episodes[index].obs_O for index in live]), live, step)
+            for index, action_A in zip(live, action_LA, strict=True):
                 self._advance(episodes[index], index, action_A)
             live = [index for index in live if not episodes[index].over]
             step += 1
-        return self._evaluation(episodes)
+        own = len(self._seeds)
+        return [self._evaluation(episodes[first : first + own]) for first in range(0, count, own)]
 
     def close(self) -> None:
         """Release the environments."""
@@ -83,16 +110,16 @@ class Evaluator:
             env.close()  # type: ignore[no-untyped-call]
 
     def _start(self, index: int) -> Float32:
-        obs_O, _ = self._guarded(lambda: self._envs[index].reset(seed=self._seeds[index]), index, 0)
+        obs_O, _ = self._guarded(lambda: self._envs[index].reset(seed=self._seeds[index % len(self._seeds)]), index, 0)
         return self._finite(np.asarray(obs_O, dtype=np.float32).copy(), "start observation", index, 0)
 
-    def _act(self, policy: Policy, obs_EO: Float32, live: Sequence[int], step: int) -> Float32:
+    def _act(self, actor: Actor, obs_LO: Float32, live: Sequence[int], step: int) -> Float32:
         with torch.no_grad():
-            action = policy.act(torch.from_numpy(obs_EO), generator=None)
-        action_EA: Float32 = action.cpu().numpy().astype(np.float32)
-        for index, action_A in zip(live, action_EA, strict=True):
+            action = actor.act(torch.from_numpy(obs_LO), torch.tensor(live))
+        action_LA: Float32 = action.cpu().numpy().astype(np.float32)
+        for index, action_A in zip(live, action_LA, strict=True):
             self._finite(action_A, "action of the policy", index, step)
-        return action_EA
+        return action_LA
 
     def _advance(self, episode: _Episode, index: int, action_A: Float32) -> None:
         step = len(episode.rows)
@@ -111,8 +138,8 @@ class Evaluator:
             return call()
         except Exception as crash:
             raise RunFailed(
-                f"the environment of {self._task.name} raised {type(crash).__name__} in evaluation episode {index} at "
-                f"step {step}: {crash}",
+                f"the environment of {self._task.name} raised {type(crash).__name__} in evaluation "
+                f"{self._place(index)} at step {step}: {crash}",
                 field="task",
                 remedy="Fix the environment, or choose another task",
             ) from crash
@@ -120,12 +147,16 @@ class Evaluator:
     def _finite(self, value: NDArray[Any], what: str, index: int, step: int) -> NDArray[Any]:
         if not np.isfinite(value).all():
             raise NonFiniteValue(
-                f"the {what} is not finite in evaluation episode {index} at step {step}",
+                f"the {what} is not finite in evaluation {self._place(index)} at step {step}",
                 field=self._task.name,
                 value=value.tolist(),
                 remedy="Look for a diverged policy, or an environment outside its valid range",
             )
         return value
+
+    def _place(self, index: int) -> str:
+        copy, episode = divmod(index, len(self._seeds))
+        return f"episode {episode}" + (f" of copy {copy}" if len(self._envs) > len(self._seeds) else "")
 
     def _evaluation(self, episodes: Sequence[_Episode]) -> Evaluation:
         reward_Es = [np.array([row[3] for row in episode.rows], dtype=np.float64) for episode in episodes]
@@ -137,6 +168,16 @@ class Evaluator:
             start_obs_EO=np.stack([episode.rows[0][0] for episode in episodes]),
             transitions=Transitions.concatenate([e.transitions(index) for index, e in enumerate(episodes)]),
         )
+
+
+class _Memoryless:
+    """A policy that needs to remember nothing, as an actor."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+
+    def act(self, obs_LO: torch.Tensor, live_L: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+        return self._policy.act(obs_LO, generator=None)
 
 
 class _Episode:

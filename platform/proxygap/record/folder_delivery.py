@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from proxygap.base.errors import Superseded
 from proxygap.record.attempt import Attempt, held_by
 from proxygap.record.folder import read_json, write_json
+from proxygap.record.inputs import EVENT, dataset_input
 from proxygap.record.known_runs import NEW_STATE, Destination, KnownRuns
 from proxygap.record.rows import Raw, number, read_tail
 from proxygap.record.sources import PARENT, RunSource
@@ -173,6 +174,8 @@ class FolderDelivery:
             tail = read_tail(path, position.generation, position.offset, limit=CHUNK)
             for batch in batches(tail.rows):
                 self._client.log_batch(position.run_id, metrics=batch)
+            if inputs := [dataset_input(row["detail"]) for row in tail.rows if row.get("event") == EVENT]:
+                self._client.log_inputs(position.run_id, inputs)
             readings = sum("values" in row for row in tail.rows)
             restarted = tail.generation != position.generation
             if (tail.generation, tail.end) != (position.generation, position.offset):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from proxygap.base.config import canonical_json
 from proxygap.base.protocols import Arrays, DynamicsModel, Prediction, State
-from proxygap.base.records import FitReport, Transitions
+from proxygap.base.records import FitReport, Float32, Transitions
 from proxygap.fit.dynamics.ensemble import GaussianEnsemble, merge, split
 from proxygap.fit.dynamics.settings import GaussianEnsembleSettings
+from proxygap.fit.dynamics.training import epoch_budgets
 from proxygap.serve.host import Health, HostRecipe
 from proxygap.serve.settings import Hosting
 
@@ -129,10 +130,26 @@ class HostedDynamics:
         """Members that imagine, best first, chosen over all hosts."""
         return self._elites
 
-    def fit(self, data: Transitions, first_row: int) -> FitReport:
-        """Refit every member; the data travels to all hosts once. See `DynamicsModel.fit`."""
+    @property
+    def held_out_loss_M(self) -> NDArray[np.float32]:
+        """What chose the elites, per member; 0 before the first fit."""
+        return np.array(self.state().arrays["held_out_loss"], np.float32)
+
+    def fit(
+        self,
+        data: Transitions,
+        first_row: int,
+        weight_NT: Float32 | None = None,
+        max_epochs_M: NDArray[np.int64] | None = None,
+    ) -> FitReport:
+        """Refit every member; data and weights travel to all hosts once. See `GaussianEnsemble.fit`."""
+        arrays = _plain(data.columns())
+        if weight_NT is not None:
+            arrays["weight_NT"] = np.ascontiguousarray(weight_NT, np.float32)
+        if max_epochs_M is not None:
+            arrays["max_epochs_M"] = np.array(epoch_budgets(max_epochs_M, self.members), np.int64)
         answers = self._pool.update_all(
-            "fit", _plain(data.columns()), {"first_row": first_row}, deadline_s=self._hosting.fit_deadline_s
+            "fit", arrays, {"first_row": first_row}, deadline_s=self._hosting.fit_deadline_s
         )
         self._elites = tuple(self.state().structure["elites"])
         return _joined_report(answers, self._elites)
@@ -143,7 +160,13 @@ class HostedDynamics:
         joined = {name: np.concatenate([answer[name] for answer in answers], axis=1) for name in answers[0]}
         return _prediction({name: np.swapaxes(array, 0, 1) for name, array in joined.items()}, obs_BO.device)
 
-    def predict_rows(self, member_B: torch.Tensor, obs_BO: torch.Tensor, action_BA: torch.Tensor) -> Prediction:
+    def predict_rows(
+        self,
+        member_B: torch.Tensor,
+        obs_BO: torch.Tensor,
+        action_BA: torch.Tensor,
+        precision: Literal["float32", "bfloat16"] = "float32",
+    ) -> Prediction:
         """For each row the prediction of its own member, asked of the host that owns it; leading axis (B,).
 
         Raises:
@@ -158,7 +181,7 @@ class HostedDynamics:
             {name: array[rows] for name, array in inputs.items()} if len(rows) or not len(members) else None
             for rows in rows_of
         ]
-        answers = self._pool.call_all("predict_rows", asked)
+        answers = self._pool.call_all("predict_rows", asked, {"precision": precision})
         return _prediction(_scattered(answers, rows_of), obs_BO.device)
 
     def state(self) -> State:
@@ -194,7 +217,12 @@ def _inputs(obs_BO: torch.Tensor, action_BA: torch.Tensor) -> Arrays:
 
 def _prediction(arrays: Mapping[str, NDArray[Any]], device: torch.device) -> Prediction:
     tensors = {name: torch.from_numpy(np.ascontiguousarray(array)).to(device) for name, array in arrays.items()}
-    return Prediction(tensors["target_mean"], tensors["target_std"], tensors.get("termination_logit"))
+    return Prediction(
+        tensors["target_mean"],
+        tensors["target_std"],
+        tensors.get("termination_logit"),
+        tensors.get("target_shape"),
+    )
 
 
 def _scattered(answers: Sequence[Arrays], rows_of: Sequence[NDArray[np.int64]]) -> Arrays:

@@ -5,14 +5,15 @@ Shape legend: M members, B rows, O observation size, A action size, T predicted 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import torch
 
-from proxygap.base.protocols import DynamicsLoss, DynamicsModel, Prediction, State
-from proxygap.base.records import FitReport, Transitions
+from proxygap.base.protocols import DynamicsLoss, DynamicsModel, FitContext, Normalized, Prediction, State
+from proxygap.base.records import FitReport, Float32, Transitions
 
 
 class LinearDynamics:
@@ -51,13 +52,23 @@ class LinearDynamics:
         """As given."""
         return self._elites
 
-    def fit(self, data: Transitions, first_row: int) -> FitReport:  # noqa: ARG002 - nothing is held out
-        """Least squares through the origin of the inputs; the report scores the same rows."""
+    def fit(
+        self,
+        data: Transitions,
+        first_row: int,  # noqa: ARG002 - nothing is held out
+        weight_NT: Float32 | None = None,
+    ) -> FitReport:
+        """Least squares through the origin of the inputs, each target by its weights; scored on the same rows."""
         inputs_BI = np.concatenate([data.obs_BO, data.action_BA], axis=1, dtype=np.float64)
         target_BT = (data.next_obs_BO - data.obs_BO).astype(np.float64)
         if self._offset_MT.shape[1] > target_BT.shape[1]:
             target_BT = np.column_stack([target_BT, data.outcome_reward_B])
-        solution_IT = np.linalg.lstsq(inputs_BI, target_BT)[0]  # float64, so that its float32 repeats bit for bit
+        root_BT = np.ones_like(target_BT) if weight_NT is None else np.sqrt(weight_NT.astype(np.float64))
+        columns = [  # float64, so that its float32 repeats bit for bit
+            np.linalg.lstsq(inputs_BI * root_B[:, None], target_B * root_B)[0]
+            for target_B, root_B in zip(target_BT.T, root_BT.T, strict=True)
+        ]
+        solution_IT = np.stack(columns, axis=1)
         self._weight_IT = torch.tensor(solution_IT, dtype=torch.float32)
         self._version += 1
         mse = float(np.square(inputs_BI @ solution_IT - target_BT).mean())
@@ -69,10 +80,29 @@ class LinearDynamics:
         change_BT = torch.cat([obs_BO, action_BA], dim=-1) @ self._weight_IT
         return self._prediction(obs_BO, change_BT + self._offset_MT[:, None, :])
 
-    def predict_rows(self, member_B: torch.Tensor, obs_BO: torch.Tensor, action_BA: torch.Tensor) -> Prediction:
+    def predict_rows(
+        self,
+        member_B: torch.Tensor,
+        obs_BO: torch.Tensor,
+        action_BA: torch.Tensor,
+        precision: Literal["float32", "bfloat16"] = "float32",  # noqa: ARG002 - there is no lower one
+    ) -> Prediction:
         """Each row by its member, leading axis (B,)."""
         change_BT = torch.cat([obs_BO, action_BA], dim=-1) @ self._weight_IT
         return self._prediction(obs_BO, change_BT + self._offset_MT[member_B])
+
+    def step_members(
+        self,
+        member_ids: Sequence[int],
+        obs_KBO: torch.Tensor,
+        action_KBA: torch.Tensor,
+        precision: Literal["float32", "bfloat16"] = "float32",  # noqa: ARG002 - there is no lower one
+    ) -> Prediction:
+        """Each block of rows by its member, leading axes (K, B)."""
+        change_KBT = torch.cat([obs_KBO, action_KBA], dim=-1) @ self._weight_IT
+        mean_KBT = change_KBT + self._offset_MT[list(member_ids), None, :]
+        logit = None if self._terminal_at is None else obs_KBO[..., 0] + mean_KBT[..., 0] - self._terminal_at
+        return Prediction(mean_KBT, torch.full_like(mean_KBT, self._std), logit)
 
     def _prediction(self, obs_BO: torch.Tensor, mean: torch.Tensor) -> Prediction:
         logit = None if self._terminal_at is None else obs_BO[:, 0] + mean[..., 0] - self._terminal_at
@@ -121,6 +151,7 @@ def check_dynamics_model(build: Callable[[], DynamicsModel], data: Transitions) 
     check_rows_agree_with_members(build(), data)
     check_purity(build(), data)
     check_fit(build(), data)
+    check_weights(build, data)
     check_resume(build, data)
 
 
@@ -179,6 +210,21 @@ def check_fit(model: DynamicsModel, data: Transitions) -> None:
     assert report.training_rows + report.held_out_rows <= len(data)
 
 
+def check_weights(build: Callable[[], DynamicsModel], data: Transitions) -> None:
+    """Equal weights, of any size, are no weights; others change the fit, and a refit with them repeats bit for bit."""
+    obs_BO, action_BA = _inputs(data)
+    targets = build().predict(obs_BO, action_BA).target_mean.shape[-1]
+    uneven_NT = np.linspace(0.0, 2.0, len(data) * targets, dtype=np.float32).reshape(len(data), targets)
+    means = []
+    for weight_NT in (None, np.full_like(uneven_NT, 3.0), uneven_NT, uneven_NT):
+        model = build()
+        model.fit(data, 0, weight_NT)
+        means.append(model.predict(obs_BO, action_BA).target_mean)
+    torch.testing.assert_close(means[1], means[0], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(means[2], means[0], rtol=1e-3, atol=1e-3)
+    assert torch.equal(means[2], means[3])
+
+
 def check_resume(build: Callable[[], DynamicsModel], data: Transitions) -> None:
     """Fit, state, fit equals fit, state into a fresh model, fit: bit for bit; and a state is a copy."""
     model, resumed = build(), build()
@@ -203,26 +249,55 @@ def _check_same(one: State, other: State) -> None:
     assert all(np.array_equal(array, other.arrays[name]) for name, array in one.arrays.items())
 
 
-def check_dynamics_loss(loss: DynamicsLoss) -> None:
-    """Shape (M,); members apart; linear in the weights; least where the prediction is right; finite gradients."""
+def check_dynamics_loss(loss: DynamicsLoss, context: FitContext, data: Transitions) -> None:
+    """Shape (M,); members apart; linear in the weights; least where the prediction is right; finite gradients.
+
+    ``context`` must hold what the loss asks for on ``data``.
+    """
     generator = torch.Generator().manual_seed(0)
     mean_MBT, target_MBT = (torch.randn(3, 8, 2, generator=generator) for _ in range(2))
-    log_var_MBT, weight_MB = torch.zeros(3, 8, 2), torch.rand(3, 8, generator=generator)
+    weight_MBT = torch.rand(3, 8, 2, generator=generator)
     mean_MBT.requires_grad_()
-    loss_M = loss(mean_MBT, log_var_MBT, target_MBT, weight_MB)
+
+    def at(mean: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        zero = torch.zeros_like(target)
+        return loss(Normalized(mean, zero, None, zero + 2.0 if loss.learns_shape else None), target, weight)
+
+    loss_M = at(mean_MBT, target_MBT, weight_MBT)
     assert loss_M.shape == (3,)
     (gradient_MBT,) = torch.autograd.grad(loss_M[1], mean_MBT)
     assert bool(gradient_MBT.isfinite().all())
     assert bool((gradient_MBT[1] != 0).any())
     assert not bool(gradient_MBT[[0, 2]].any())
-    torch.testing.assert_close(loss(mean_MBT, log_var_MBT, target_MBT, 2 * weight_MB), 2 * loss_M)
-    assert bool((loss(target_MBT, log_var_MBT, target_MBT, weight_MB) < loss_M).all())
-    weightless = weight_MB.clone()
+    torch.testing.assert_close(at(mean_MBT, target_MBT, 2 * weight_MBT), 2 * loss_M)
+    assert bool((at(target_MBT, target_MBT, weight_MBT) < loss_M).all())
+    torch.testing.assert_close(
+        at(mean_MBT, target_MBT, weight_MBT[:, :, :1]), at(mean_MBT, target_MBT, weight_MBT[:, :, :1].expand(3, 8, 2))
+    )
+    weightless = weight_MBT.clone()
     weightless[:, 0] = 0.0
     moved_MBT = target_MBT.clone()
     moved_MBT[:, 0] += 5.0
-    given, other = (loss(mean_MBT, log_var_MBT, target, weightless) for target in (target_MBT, moved_MBT))
+    given, other = (at(mean_MBT, target, weightless) for target in (target_MBT, moved_MBT))
     torch.testing.assert_close(given, other)
+    _check_weighing(loss, context, data)
+
+
+def _check_weighing(loss: DynamicsLoss, context: FitContext, data: Transitions) -> None:
+    """Weights are None or one per row and target, float32, finite, none negative, found without a side effect."""
+    assert len(loss.step_weights) >= 1
+    assert all(weight > 0 for weight in loss.step_weights)
+    targets = data.obs_BO.shape[1] + 1
+    first, second = loss.weigh(data, targets, context), loss.weigh(data, targets, context)
+    assert (first is None) == (second is None)
+    if first is None or second is None:
+        return
+    assert first.shape == (len(data), targets)
+    assert first.dtype == np.float32
+    assert bool(np.isfinite(first).all())
+    assert bool((first >= 0).all())
+    assert bool((first > 0).any())
+    assert np.array_equal(first, second)
 
 
 def _inputs(data: Transitions) -> tuple[torch.Tensor, torch.Tensor]:

@@ -4,10 +4,11 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from proxygap.base.errors import CheckpointRefused, NonFiniteValue, RunFailed
+from proxygap.base.errors import CheckpointRefused, InvalidExperiment, NonFiniteValue, RunFailed
 from proxygap.base.protocols import Stateful
 from proxygap.base.records import Transitions
 from proxygap.collect.replayable import ReplayableEnv
+from proxygap.collect.settings import RewardNoise
 from proxygap.collect.tasks.cartpole import ContinuousCartPole
 from proxygap.collect.tasks.gymnasium_task import GymnasiumTask
 
@@ -192,3 +193,44 @@ def test_an_environment_that_does_not_repeat_itself_is_refused():
     env = ReplayableEnv(Poisoned("seed"), 0, "a")
     with pytest.raises(CheckpointRefused, match="did not return"):
         env.load_state(env.state())
+
+
+NOISES = [RewardNoise(kind="gaussian", scale=0.5), RewardNoise(kind="student_t", degrees=3.0, where="first_positive")]
+
+
+@pytest.mark.parametrize("noise", NOISES, ids=lambda noise: noise.kind)
+def test_noisy_rewards_continue_bit_for_bit(noise):
+    task = ContinuousCartPole(max_episode_steps=25)
+    before, after = actions(task, 37), actions(task, 60, seed=1)
+    straight, resumed = ReplayableEnv(task, 5, "env/0", noise), ReplayableEnv(task, 5, "env/0", noise)
+    play(straight, before)
+    resumed.load_state(straight.state())
+    assert play(resumed, after).content_hash == play(straight, after).content_hash
+
+
+def test_noise_changes_rewards_alone_and_where_it_is_asked_for():
+    task, moves = ContinuousCartPole(), actions(ContinuousCartPole(), 400)
+    clean = play(ReplayableEnv(task, 5, "a"), moves)
+    noisy = play(ReplayableEnv(task, 5, "a", NOISES[1]), moves)
+    for name, column in clean.columns().items():
+        assert np.array_equal(column, getattr(noisy, name)) == (name != "outcome_reward_B")
+    moved = noisy.outcome_reward_B != clean.outcome_reward_B
+    assert np.array_equal(moved, clean.obs_BO[:, 0] > 0)
+    assert 0 < moved.sum() < len(moved)
+    other = play(ReplayableEnv(task, 5, "b", NOISES[1]), moves)
+    assert not np.array_equal(other.outcome_reward_B, noisy.outcome_reward_B)
+
+
+def test_noise_has_the_distribution_it_is_named_after():
+    rng, obs = np.random.default_rng(0), np.zeros(1, np.float32)
+    drawn = np.array([NOISES[0].draw(rng, obs) for _ in range(20_000)])
+    assert drawn.mean() == pytest.approx(0.0, abs=0.02)
+    assert drawn.std() == pytest.approx(0.5, rel=0.03)
+    tails = np.array([RewardNoise(kind="student_t", degrees=3.0).draw(rng, obs) for _ in range(20_000)])
+    assert np.mean(np.abs(tails) > 5.841) == pytest.approx(0.01, abs=0.004)  # the t table's 99.5 percent
+    assert RewardNoise().draw(rng, obs) == 0.0
+
+
+def test_noise_is_refused_where_rewards_come_apart():
+    with pytest.raises(InvalidExperiment, match="several rewards"):
+        ReplayableEnv(TwoRewards(), 0, "a", NOISES[0])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,9 +9,11 @@ import torch
 
 from proxygap.base.errors import CheckpointRefused, NonFiniteValue
 from proxygap.base.protocols import State
+from proxygap.base.records import Transitions
 from proxygap.base.seeds import generator
 from proxygap.fit.dynamics.ensemble import merge, split
 from proxygap.fit.dynamics.settings import GaussianEnsembleSettings
+from proxygap.fit.dynamics.training import is_held_out
 from proxygap.testing.dynamics import linear_transitions
 
 
@@ -32,6 +35,21 @@ def data(rows=300, seed=0, **options):
     return linear_transitions(generator(seed, "data"), rows, **options)
 
 
+def walk(rows=300):
+    """The same rows as one long episode, so that each but the last has a successor."""
+    sample = data(rows)
+    sample.next_obs_BO[:-1] = sample.obs_BO[1:]
+    return replace(sample, episode_B=np.zeros(rows, np.int64), step_B=np.arange(rows))
+
+
+def weights(rows):
+    return generator(0, "weights").random((rows, 4)).astype(np.float32)
+
+
+def report_of(answer):
+    return SimpleNamespace(epochs_M=tuple(answer["epochs_M"].tolist()), updates=int(answer["updates"]))
+
+
 def inputs(rows, seed=1):
     sample = data(rows, seed)
     return torch.from_numpy(sample.obs_BO), torch.from_numpy(sample.action_BA)
@@ -43,15 +61,32 @@ def same(one: State, other: State) -> bool:
     )
 
 
-@pytest.mark.parametrize("options", [{}, {"loss": {"kind": "mse"}}, {"batches": "shared", "hidden": (64,)}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"loss": {"kind": "mse"}},
+        {"batches": "shared", "hidden": (64,)},
+        {"loss": {"kind": "value_gradient"}},
+        {"loss": {"kind": "generalized_gaussian"}},
+        {"loss": {"kind": "multi_step", "steps": 3}, "stopping": "budget"},
+    ],
+    ids=str,
+)
 def test_shards_fit_to_the_bits_of_the_whole(options):
+    """Without weights and budgets, then with both, as hosts are asked."""
     whole, shards = build(**options), [build((2,), **options), build((0, 1), **options)]
-    for refit in (data(), data(450)):
-        reports = [shard.fit(refit, 0) for shard in shards]
-        report = whole.fit(refit, 0)
+    budgets = np.array([2, 3, 4])
+    for refit, more in ((walk(), {}), (walk(450), {"weight_NT": weights(450), "max_epochs_M": budgets})):
+        reports = [report_of(shard.call("fit", {**refit.columns(), **more}, {"first_row": 0})) for shard in shards]
+        report = whole.fit(refit, 0, **more)
     assert same(merge([shard.state() for shard in shards]), whole.state())
     assert report.epochs_M == (*reports[1].epochs_M, *reports[0].epochs_M)
     assert report.updates == max(shard.updates for shard in reports)
+    assert np.array_equal(whole.held_out_loss_M, whole.state().arrays["held_out_loss"])
+    if options.get("stopping") == "budget":
+        assert report.epochs_M == (2, 3, 4)
+    assert max(report.epochs_M) <= 4
     obs, action = inputs(37)
     joined = torch.cat([shards[1].predict(obs, action).target_mean, shards[0].predict(obs, action).target_mean])
     assert torch.equal(joined, whole.predict(obs, action).target_mean)
@@ -59,6 +94,9 @@ def test_shards_fit_to_the_bits_of_the_whole(options):
     mine, theirs = (model.predict_rows(member, obs, action) for model in (whole, shards[0]))
     assert torch.equal(mine.target_mean, theirs.target_mean)
     assert torch.equal(mine.termination_logit, theirs.termination_logit)
+    assert (mine.target_shape is None) == (options.get("loss", {}).get("kind") != "generalized_gaussian")
+    if mine.target_shape is not None:
+        assert torch.equal(mine.target_shape, theirs.target_shape)
 
 
 def test_split_undoes_merge_and_seats_a_shard():
@@ -186,6 +224,38 @@ def test_nonfinite_data_is_refused_by_column():
     sample.next_obs_BO[3, 1] = np.inf
     with pytest.raises(NonFiniteValue, match="next_obs_BO = 'row 3'"):
         build().fit(sample, 0)
+
+
+def test_rows_without_weight_teach_nothing():
+    """Two laws in one dataset: each model learns the law of the rows that carry its weight."""
+    one, other = data(600, noise=0.0), data(600, seed=1, noise=0.0)
+    flipped = replace(other, next_obs_BO=2 * other.obs_BO - other.next_obs_BO)
+    both = Transitions.concatenate([one, flipped])
+    obs, change = torch.from_numpy(one.obs_BO), torch.from_numpy(one.next_obs_BO - one.obs_BO)
+    action = torch.from_numpy(one.action_BA)
+    for share, sign in ((1.0, 1.0), (0.0, -1.0)):
+        model = build(loss={"kind": "mse"}, hidden=(32,), max_epochs=40, learning_rate=3e-3)
+        weight_NT = np.repeat(np.array([share, 1.0 - share], np.float32), 600)[:, None].repeat(4, axis=1)
+        model.fit(both, 0, weight_NT)
+        predicted = model.predict(obs, action).target_mean[model.elites[0], :, :3]
+        assert (predicted - sign * change).square().mean() < 0.05 * change.square().mean()
+
+
+def test_weights_count_among_training_rows_whatever_the_held_out_ones_weigh():
+    """Held-out rows that all weigh nothing are scored alike, and a fit whose training rows weigh nothing is refused."""
+    sample, model = data(), build()
+    apart = is_held_out(5, np.arange(300), 0.2)
+    weight_NT = np.repeat((~apart).astype(np.float32)[:, None], 4, axis=1)
+    model.fit(sample, 0, weight_NT)
+    assert (model.held_out_loss_M > 0).all()
+    with pytest.raises(ValueError, match="no training row"):
+        build().fit(sample, 0, 1.0 - weight_NT)
+
+
+@pytest.mark.parametrize("budgets", [[1, 1], [1, 0, 1]], ids=str)
+def test_budgets_that_fit_no_member_are_refused(budgets):
+    with pytest.raises(ValueError, match="budget of at least 1 epoch"):
+        build().fit(data(), 0, max_epochs_M=np.array(budgets))
 
 
 def test_elites_are_the_best_on_held_out_rows():

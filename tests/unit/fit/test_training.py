@@ -6,15 +6,15 @@ import torch
 
 from proxygap.base.errors import NonFiniteValue
 from proxygap.base.seeds import generator
+from proxygap.fit.dynamics import training as training_module
 from proxygap.fit.dynamics.network import Normalizer, Sizes, forward, initial_weights
+from proxygap.fit.dynamics.rows import Batch, Rows, Side
 from proxygap.fit.dynamics.settings import GaussianEnsembleSettings
 from proxygap.fit.dynamics.training import (
     BOUND_PENALTY,
-    Rows,
     Stack,
     _Batches,
-    _Patience,
-    across_members,
+    _Progress,
     held_out_loss,
     is_held_out,
     member_loss,
@@ -33,6 +33,11 @@ def rows(count: int, seed: int = 0) -> Rows:
         torch.from_numpy(target.astype(np.float32)),
         torch.from_numpy((draw[:, 0] > 0).astype(np.float32)),
     )
+
+
+def every_row(data: Rows, members: int) -> Batch:
+    rows_MN = Rows(*(t.expand(members, *t.shape) for t in (data.input_NI, data.target_NT, data.terminated_N)))
+    return Batch((rows_MN,), (torch.ones(members, len(data)),))
 
 
 def slow_member(weights, x, y, ended, decays, steps, learning_rate):
@@ -71,9 +76,9 @@ def test_vectorized_steps_equal_one_plain_module_per_member():
     weights = initial_weights(SIZES, range(3), seed=1)
     data = rows(32)
     stack = Stack(settings, weights)
-    batch = Rows(*(t.expand(3, *t.shape) for t in (data.input_NI, data.target_NT, data.terminated_N)))
+    batch = every_row(data, 3)
     for _ in range(5):
-        stack.step(batch, torch.ones(3, 32))
+        stack.step(batch)
     trained = stack.weights()
     for member in range(3):
         slow = slow_member(
@@ -92,21 +97,21 @@ def test_vectorized_steps_equal_one_plain_module_per_member():
 def test_weightless_padding_changes_no_loss():
     settings = GaussianEnsembleSettings(members=2, hidden=(7, 5))
     weights, data = initial_weights(SIZES, range(2), seed=1), rows(19)
-    plain = Rows(*(t.expand(2, *t.shape) for t in (data.input_NI, data.target_NT, data.terminated_N)))
-    padded, weight_MB = across_members(data, 2)
-    assert padded.input_NI.shape[1] == 32
-    expected = member_loss(settings, weights, plain, torch.ones(2, 19))
-    torch.testing.assert_close(member_loss(settings, weights, padded, weight_MB), expected)
-    batches = _Batches(settings, data, [generator(0, "a"), generator(0, "b")])
-    taken, weight_MB = batches.take(torch.arange(19).expand(2, -1))
-    assert taken.input_NI.shape == (2, 32, 3)
-    torch.testing.assert_close(member_loss(settings, weights, taken, weight_MB), expected)
+    expected = member_loss(settings, weights, every_row(data, 2))
+    padded = Side(data).across(2)
+    assert padded.steps[0].input_NI.shape == (2, 32, 3)
+    torch.testing.assert_close(member_loss(settings, weights, padded), expected)
+    taken = Side(data).take(torch.arange(19).expand(2, -1))
+    assert taken.steps[0].input_NI.shape == (2, 32, 3)
+    torch.testing.assert_close(member_loss(settings, weights, taken), expected)
 
 
 @pytest.mark.parametrize("batches", ["bootstrap", "shared"])
 def test_an_epoch_sees_each_sampled_row_once(batches):
     settings = GaussianEnsembleSettings(members=2, batch_size=10, batches=batches)
-    sampler = _Batches(settings, rows(25), [generator(0, "a"), generator(0, "b" if batches == "bootstrap" else "a")])
+    sampler = _Batches(
+        settings, Side(rows(25)), [generator(0, "a"), generator(0, "b" if batches == "bootstrap" else "a")]
+    )
     first, second = sampler.epoch(), sampler.epoch()
     assert [batch.shape[1] for batch in first] == [9, 8, 8]
     once, again = (torch.cat(epoch, dim=1) for epoch in (first, second))
@@ -132,16 +137,22 @@ def test_held_out_rows_never_change_sides():
 
 
 def test_patience_counts_relative_gains_and_keeps_any_better_loss():
-    patience = _Patience(GaussianEnsembleSettings(patience=2, min_gain=0.1))
-    assert patience.improves(1.0)
-    assert patience.improves(0.95)  # better, though no gain of 10 percent
-    assert not patience.stopped
-    assert patience.improves(0.89)  # 11 percent below 1.0
-    assert not patience.improves(0.9)
-    assert not patience.stopped
-    assert patience.improves(0.85)
-    assert patience.stopped
-    assert (patience.best, patience.epochs) == (0.85, 5)
+    progress = _Progress(GaussianEnsembleSettings(patience=2, min_gain=0.1), 200)
+
+    def improves(loss: float) -> bool:
+        progress.epochs += 1
+        assert progress.due
+        return progress.improves(loss)
+
+    assert improves(1.0)
+    assert improves(0.95)  # better, though no gain of 10 percent
+    assert not progress.stopped
+    assert improves(0.89)  # 11 percent below 1.0
+    assert not improves(0.9)
+    assert not progress.stopped
+    assert improves(0.85)
+    assert progress.stopped
+    assert (progress.loss, progress.epochs) == (0.85, 5)
 
 
 def test_held_out_loss_is_the_squared_error_whatever_the_training_loss():
@@ -149,10 +160,15 @@ def test_held_out_loss_is_the_squared_error_whatever_the_training_loss():
     sizes = Sizes(3, 2, (4,), False)
     weights = initial_weights(sizes, (0, 1), 0)
     rows = Rows(torch.randn(40, 3), torch.randn(40, 2), None)
-    batch, weight_MB = across_members(rows, 2)
-    by_hand_M = (forward(weights, batch.input_NI).mean[:, :40] - rows.target_NT).square().mean(dim=(1, 2))
-    torch.testing.assert_close(held_out_loss(weights, batch, weight_MB), by_hand_M)
-    assert not torch.allclose(member_loss(settings, weights, batch, weight_MB), by_hand_M)
+    batch = Side(rows).across(2)
+    error_MBT = forward(weights, rows.input_NI.expand(2, -1, -1)).mean - rows.target_NT
+    by_hand_M = error_MBT.square().mean(dim=(1, 2))
+    torch.testing.assert_close(held_out_loss(settings, weights, batch), by_hand_M)
+    assert not torch.allclose(member_loss(settings, weights, batch), by_hand_M)
+    weight_BT = torch.rand(40, 2)
+    weighted = Side(Rows(rows.input_NI, rows.target_NT, None, weight_BT)).across(2)
+    by_hand_M = (weight_BT * error_MBT.square()).mean(dim=(1, 2))
+    torch.testing.assert_close(held_out_loss(settings, weights, weighted), by_hand_M)
 
 
 @pytest.mark.parametrize("batches", ["bootstrap", "shared"])
@@ -165,7 +181,7 @@ def test_each_member_gets_its_own_best_weights_back(batches):
 
     def run(ids):
         rngs = [generator(0, "shared" if batches == "shared" else f"{member}") for member in ids]
-        return train(settings, initial_weights(SIZES, ids, 2), training, held_out, ids, rngs)
+        return train(settings, initial_weights(SIZES, ids, 2), Side(training), Side(held_out), ids, rngs)
 
     whole = run((0, 1, 2, 3))
     assert len(set(whole.epochs_M)) > 1, "the case is only telling when members stop at different times"
@@ -182,12 +198,53 @@ def test_each_member_gets_its_own_best_weights_back(batches):
             assert torch.equal(weight[0], whole.weights[name][member]), name
 
 
+def test_a_snapshot_is_taken_of_the_members_that_improved_and_of_no_other(monkeypatch):
+    """One of three improves in the second epoch: the other two get the weights of the first one back."""
+    told = iter([[1.0, 1.0, 1.0], [9.0, 0.5, 9.0]])
+    seen = []
+
+    def scores(stack, *_):
+        seen.append(stack.weights())
+        return next(told)
+
+    monkeypatch.setattr(training_module, "_scores", scores)
+    settings = GaussianEnsembleSettings(members=3, hidden=(7, 5), max_epochs=2, learning_rate=1e-2)
+    rngs = [generator(0, f"{member}") for member in range(3)]
+    weights = initial_weights(SIZES, range(3), 0)
+    trained = train(settings, weights, Side(rows(60)), Side(rows(20, seed=1)), range(3), rngs)
+    assert trained.held_out_loss_M.tolist() == [1.0, 0.5, 1.0]
+    first, second = seen
+    for name, weight in trained.weights.items():
+        assert not torch.equal(first[name], second[name])
+        for member, expected in enumerate((first, second, first)):
+            assert torch.equal(weight[member], expected[name][member]), (name, member)
+
+
+def test_a_budget_is_spent_exactly_and_ends_with_the_last_weights():
+    settings = GaussianEnsembleSettings(members=3, hidden=(7, 5), stopping="budget", batch_size=32, learning_rate=1e-2)
+    training, held_out, budgets = Side(rows(100)), Side(rows(40, seed=1)), [3, 1, 5]
+    weights = initial_weights(SIZES, range(3), 0)
+    trained = train(settings, weights, training, held_out, range(3), [generator(0, f"{m}") for m in range(3)], budgets)
+    assert trained.epochs_M == (3, 1, 5)
+    assert trained.updates == 5 * 4
+    losses_M = held_out_loss(settings, trained.weights, held_out.across(3))
+    np.testing.assert_allclose(losses_M.numpy(), trained.held_out_loss_M, rtol=1e-5)
+    for member, budget in enumerate(budgets):
+        one = Stack(settings, initial_weights(SIZES, (member,), 0))
+        batches = _Batches(settings, training, [generator(0, f"{member}")])
+        for _ in range(budget):
+            for index_AB in batches.epoch():
+                one.step(training.take(index_AB))
+        for name, weight in one.weights().items():
+            assert torch.equal(trained.weights[name][member], weight[0]), name
+
+
 def test_a_member_that_diverges_is_named():
     settings = GaussianEnsembleSettings(members=2, hidden=(7, 5))
     weights = initial_weights(SIZES, (4, 9), 0)
     weights["bias_1"][1] = torch.nan
     with pytest.raises(NonFiniteValue, match="member 9"):
-        train(settings, weights, rows(40), rows(10), (4, 9), [generator(0, "a"), generator(0, "b")])
+        train(settings, weights, Side(rows(40)), Side(rows(10)), (4, 9), [generator(0, "a"), generator(0, "b")])
 
 
 def test_initial_weights_are_those_of_the_members_wherever_they_are_held():

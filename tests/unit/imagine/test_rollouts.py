@@ -128,6 +128,18 @@ def test_a_prediction_that_is_not_finite_names_step_and_member():
         branched_rollouts(climber(steps=(1.0, math.inf), elites=(1,)), Still(), Ladder(), torch.zeros(3, 2), 2, draw())
 
 
+def test_a_lower_precision_reaches_the_model():
+    class Told(LinearDynamics):
+        def predict_rows(self, member_B, obs_BO, action_BA, precision="float32"):
+            asked.append(precision)
+            return super().predict_rows(member_B, obs_BO, action_BA, precision)
+
+    asked, model = [], Told(torch.zeros(3, 2), torch.zeros(1, 2))
+    branched_rollouts(model, Still(), Ladder(), torch.zeros(3, 2), 1, draw())
+    branched_rollouts(model, Still(), Ladder(), torch.zeros(3, 2), 1, draw(), precision="bfloat16")
+    assert asked == ["float32", "bfloat16"]
+
+
 def test_imagined_return_follows_one_member_until_it_ends():
     model = climber(steps=(9.0, 1.0, 0.5), elites=(1, 2))
     returns = imagined_return(model, Still(), Ladder(), torch.tensor([[0.0, 0.0], [2.0, 0.0]]), 4, draw())

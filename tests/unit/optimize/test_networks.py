@@ -66,3 +66,22 @@ def test_actor_bounds_its_log_standard_deviation() -> None:
         actor.layers[-1].bias[1:] = 1e6
     _, log_std = actor(torch.zeros(3, 2))
     assert log_std.max().item() == LOG_STD_RANGE[1]
+
+
+def test_critics_with_members_are_pairs() -> None:
+    critic = TwinCritic(3, 2, (5,), torch_generator(0, "critic"), members=3, shaped=True)
+    obs, action = torch.randn(7, 3), torch.randn(7, 2)
+    value, shape = critic.heads(obs, action)
+    assert shape is not None
+    assert value.shape == shape.shape == (6, 7)
+    assert bool((shape > 0).all())
+    assert torch.equal(critic(obs, action), value)
+    first, second = value[:3], value[3:]
+    torch.testing.assert_close(critic.smaller(value), torch.minimum(first.mean(dim=0), second.mean(dim=0)))
+    assert torch.equal(critic.paired(value), torch.minimum(first, second).repeat(2, 1))
+
+
+def test_a_single_pair_has_one_smaller_value() -> None:
+    critic, value = TwinCritic(3, 2, (5,), torch_generator(0, "critic")), torch.randn(2, 7)
+    assert torch.equal(critic.smaller(value), critic.paired(value))
+    assert torch.equal(critic.smaller(value), torch.minimum(*value))

@@ -15,6 +15,7 @@ from proxygap.base.errors import NonFiniteValue
 from proxygap.optimize.sac_learner import SacLearner
 from proxygap.optimize.sac_module import SacModule
 from proxygap.optimize.settings import SacSettings
+from proxygap.optimize.td_error import GeneralizedGaussianTdError, negative_log_likelihood
 from proxygap.rllib import DEFAULT_MODULE_ID, RLModuleSpec, SACConfig, learner_batch
 
 O, A, B = 3, 2, 16  # noqa: E741
@@ -35,8 +36,7 @@ def learner(settings: SacSettings, seed: int = 0) -> SacLearner:
         "observation_space": gym.spaces.Box(-np.inf, np.inf, (O,), np.float32),
         "action_space": gym.spaces.Box(-1.0, 1.0, (A,), np.float32),
     }
-    module = {"hidden": settings.hidden, "initial_temperature": settings.initial_temperature, "seed": seed}
-    spec = RLModuleSpec(module_class=SacModule, **spaces, model_config=module)
+    spec = RLModuleSpec(module_class=SacModule, **spaces, model_config=settings.module(seed))
     config = SACConfig().environment(**spaces).rl_module(rl_module_spec=spec)
     config.learners(learner_config_dict={"settings": settings, "seed": seed})
     found = config.copy()
@@ -164,3 +164,56 @@ def test_policy_acts_deterministically_without_a_generator_and_repeatably_with_o
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
     assert policy.value(obs).shape == (5,)
+
+
+SHAPED = SETTINGS.model_copy(update={"critic_loss": GeneralizedGaussianTdError(members=2, least_effective_batch=4)})
+
+
+def test_a_shaped_update_of_the_critics_equals_the_slow_implementation() -> None:
+    subject, data = learner(SHAPED), columns(1)
+    slow, noise = copy.deepcopy(subject.networks), torch.Generator().manual_seed(0)
+    noise.set_state(subject.noise.get_state())
+    drawn = torch.randn((1, 2, B, A), generator=noise)[0]
+    rows = {name: torch.from_numpy(column) for name, column in data.items()}
+    with torch.no_grad():
+        next_action, next_log_prob = slow.sample(rows["next_obs"], drawn[0])
+        q = slow.targets(rows["next_obs"], next_action)  # first critic's two members, then the second's
+        pairs = [torch.minimum(q[0], q[2]), torch.minimum(q[1], q[3])]
+        alive, alpha = 1.0 - rows["terminated"].float(), slow.log_temperature.exp()
+        targets = [rows["proxy_reward"] + 0.99 * alive * (pair - alpha * next_log_prob) for pair in pairs]
+    value, shape = slow.critics.heads(rows["obs"], rows["action"])
+    loss = torch.zeros(())
+    for network in range(4):
+        error = value[network] - targets[network % 2]
+        weight = (shape[network] / shape[network].sum()).detach()
+        loss = loss + (weight * negative_log_likelihood(error, shape[network])).sum()
+    agreed = SHAPED.critic_loss.agreement_weights(value - torch.stack(targets).repeat(2, 1))
+    loss = loss + 0.1 * (agreed * (value - torch.stack(targets).repeat(2, 1)).abs()).sum()
+    step(torch.optim.Adam(slow.critics.parameters(), lr=1e-2), loss)
+    told = update(subject, data)
+    assert told["critic_loss"] == pytest.approx(loss.item(), rel=1e-4)
+    assert told["td_shape"] == pytest.approx(shape.mean().item(), rel=1e-4)
+    assert 0.0 <= told["td_coverage_90"] <= 1.0
+    for name, tensor in slow.critics.state_dict().items():
+        torch.testing.assert_close(subject.networks.critics.state_dict()[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_shaped_critics_learn_a_value_and_continue_bit_for_bit() -> None:
+    subject, data = learner(SHAPED), columns(300)
+    data["terminated"][:] = True
+    data["proxy_reward"][:] = 2.5 + 0.5 * data["proxy_reward"]
+    update(subject, data)
+    obs, action = torch.from_numpy(data["obs"][:B]), torch.from_numpy(data["action"][:B])
+    assert subject.networks.critics(obs, action).mean().item() == pytest.approx(2.5, abs=0.3)
+    assert subject.networks.value(obs).shape == (B,)
+    resumed = learner(SHAPED, seed=9)
+    resumed.load_part_state(subject.part_state())
+    for one in (subject, resumed):
+        update(one, columns(2, seed=1))
+    one, other = subject.part_state().arrays, resumed.part_state().arrays
+    assert one.keys() == other.keys()
+    assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def test_a_plain_learner_tells_nothing_of_shapes() -> None:
+    assert not any(name.startswith("td_") for name in update(learner(SETTINGS), columns(1)))

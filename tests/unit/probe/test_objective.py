@@ -15,6 +15,7 @@ from proxygap.probe.objective import (
     log_likelihood,
     mse,
     value_estimate,
+    value_weighted_error,
 )
 
 
@@ -96,6 +97,20 @@ def test_mse_is_relative_to_the_constant_mean(monkeypatch):
     assert found == pytest.approx(expected, rel=1e-4)
     still = values(mse(Linear([1.0], [1.0], reward=3.5), data))["objective/held_out_mse"]
     assert np.isfinite(still)
+
+
+def test_errors_of_parts_without_value_do_not_count(monkeypatch):
+    monkeypatch.setattr(objective, "CHUNK", 7)
+    data = lived(steps=(50, 40))
+    gradient_BO = np.column_stack([np.linspace(-2.0, 2.0, 90), np.zeros(90)])
+    found = values(value_weighted_error(Linear([0.25, 0.75], [1.0, 1.0]), data, gradient_BO))
+    slow = [
+        (slope * 0.5 * float(action[0])) ** 2 for slope, action in zip(gradient_BO[:, 0], data.action_BA, strict=True)
+    ]
+    assert found["objective/held_out_value_error"] == pytest.approx(np.mean(slow), rel=1e-4)
+    with_reward = values(value_weighted_error(Linear([0.25, 0.75], [1.0, 1.0], reward=9.0), data, gradient_BO))
+    assert with_reward == found, "a learned reward is no part of it"
+    assert value_weighted_error(Linear([1.0], [1.0]), data[:0], gradient_BO[:0]) == ()
 
 
 def test_k_step_error_grows_as_the_summed_gain_error():

@@ -171,3 +171,79 @@ def test_a_component_that_is_not_finite_is_named():
     task.make_env = Poisoned
     with pytest.raises(NonFiniteValue, match="component reward"):
         Evaluator(task, seed=3, episodes=1).evaluate(Still())
+
+
+class Planner:
+    """Acts by what it did before in the episode: 0, 0.1, 0.2, ...; copy c does ``gain_Q[c]`` times that."""
+
+    def __init__(self, gain_Q=(1.0,), episodes_of_one=4):
+        self.gain_Q, self.episodes_of_one, self.begun, self.calls = gain_Q, episodes_of_one, [], []
+
+    def episodes(self, count):
+        self.begun.append(count)
+        return Actor(self, count)
+
+
+class Actor:
+    def __init__(self, policy, count):
+        self.policy, self.step_B = policy, torch.zeros(count)
+        self.gain_B = torch.tensor(policy.gain_Q).repeat_interleave(policy.episodes_of_one)[:count]
+
+    def act(self, obs_BO, live_B):
+        assert live_B.dtype == torch.int64
+        assert len(obs_BO) == len(live_B)
+        self.policy.calls.append(live_B.tolist())
+        action_BA = (0.1 * self.step_B * self.gain_B)[live_B, None].clamp(-1, 1)
+        self.step_B[live_B] += 1
+        return action_BA
+
+
+def test_a_policy_that_remembers_begins_anew_with_each_evaluation():
+    evaluator, policy = Evaluator(Task(), seed=3, episodes=4), Planner()
+    first, second = evaluator.evaluate(policy), evaluator.evaluate(policy)
+    assert policy.begun == [4, 4]
+    assert first.transitions.content_hash == second.transitions.content_hash
+    rows = first.transitions
+    np.testing.assert_allclose(rows.action_BA[:, 0], 0.1 * rows.step_B, atol=1e-6)
+    over = [[index for index in range(4) if first.length_E[index] > step] for step in range(first.length_E.max())]
+    assert policy.calls == over * 2
+
+
+def test_many_copies_live_the_episodes_that_each_would_live_alone():
+    gains = (1.0, -2.0, 0.5)
+    evaluator = Evaluator(Task(), seed=3, episodes=4)
+    together = Planner(gains)
+    many = evaluator.evaluate_many(together, 3)
+    assert together.begun == [12]
+    assert len(together.calls) == max(one.length_E.max() for one in many)
+    assert len({one.transitions.content_hash for one in many}) == 3
+    for gain, one in zip(gains, many, strict=True):
+        alone = Evaluator(Task(), seed=3, episodes=4).evaluate(Planner((gain,)))
+        assert alone.transitions.content_hash == one.transitions.content_hash
+        np.testing.assert_array_equal(alone.outcome_return_E, one.outcome_return_E)
+        np.testing.assert_array_equal(alone.start_obs_EO, one.start_obs_EO)
+    again = evaluator.evaluate(Planner())
+    assert again.transitions.content_hash == many[0].transitions.content_hash
+
+
+def test_copies_meet_the_same_noise_of_the_environment():
+    from proxygap.collect.tasks.cartpole import ContinuousCartPole
+
+    task = ContinuousCartPole(process_noise=0.1, max_episode_steps=5)
+    evaluator = Evaluator(task, seed=0, episodes=2)
+    first, second = evaluator.evaluate_many(Planner((1.0, 1.0), episodes_of_one=2), 2)
+    assert first.transitions.content_hash == second.transitions.content_hash
+    calm = Evaluator(task.model_copy(update={"process_noise": 0.0}), 0, 2).evaluate(Planner(episodes_of_one=2))
+    assert not np.array_equal(calm.transitions.obs_BO[1], first.transitions.obs_BO[1])
+    evaluator.close()
+
+
+def test_an_error_among_copies_names_the_copy():
+    class Wild(Planner):
+        def episodes(self, count):
+            actor = super().episodes(count)
+            actor.gain_B[5] = torch.nan
+            return actor
+
+    with pytest.raises(NonFiniteValue, match="evaluation episode 1 of copy 1 at step 0"):
+        Evaluator(Task(), 3, 4).evaluate_many(Wild((1.0, 1.0)), 2)

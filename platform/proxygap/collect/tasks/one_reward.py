@@ -5,12 +5,15 @@ Shape legend: B answers, R component rewards (0 here). Importing this module loa
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
 from proxygap.base.config import Settings
 from proxygap.base.language import Answers, Float64
+
+if TYPE_CHECKING:
+    import torch
 
 
 class OneReward(Settings):
@@ -43,6 +46,15 @@ class ControlTask(OneReward):
     def utility(self) -> Float64:
         """No weights, shape (0,)."""
         return np.zeros(0)
+
+    @property
+    def known_dynamics(self) -> bool:
+        """False: its law of motion is not written down here."""
+        return False
+
+    def next_obs(self, obs_BO: torch.Tensor, action_BA: torch.Tensor) -> torch.Tensor:  # noqa: ARG002 - the seam's
+        """Raises TypeError: the law of motion is unknown."""
+        raise TypeError(f"the law of motion of {type(self).__name__} is not known here: learn it")
 
 
 class LanguageTask(OneReward):

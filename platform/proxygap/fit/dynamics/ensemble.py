@@ -10,6 +10,7 @@ numbers equal the whole's, bit for bit on the same kind of processor with one th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
@@ -18,13 +19,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from proxygap.base.errors import NonFiniteValue
-from proxygap.base.protocols import Arrays, Prediction, State
-from proxygap.base.records import FitReport, Transitions
+from proxygap.base.protocols import Arrays, Normalized, Prediction, State
+from proxygap.base.records import FitReport, Float32, Transitions
 from proxygap.base.seeds import generator
+from proxygap.fit.dynamics.generalized_gaussian import log_deviation
 from proxygap.fit.dynamics.network import (
     Normalizer,
-    Output,
     Sizes,
     Weights,
     aligned,
@@ -32,9 +32,12 @@ from proxygap.fit.dynamics.network import (
     initial_weights,
     pad_rows,
 )
+from proxygap.fit.dynamics.rows import Rows, Side
 from proxygap.fit.dynamics.scores import log_likelihood, normalized_mse
 from proxygap.fit.dynamics.shards import best_members, merge, split
-from proxygap.fit.dynamics.training import Rows, Trained, is_held_out, train
+from proxygap.fit.dynamics.stepping import Precision, Seats, Stepper, Steppers
+from proxygap.fit.dynamics.supervision import fit_weights, raw_rows, side
+from proxygap.fit.dynamics.training import Trained, epoch_budgets, is_held_out, train
 from proxygap.fit.shards import require_equal
 
 if TYPE_CHECKING:
@@ -51,12 +54,12 @@ class GaussianEnsemble:
 
     Between fits it keeps weights, normalizers, held-out losses and residuals, version and elites: each fit continues
     from the current weights with a fresh Adam and fresh bootstrap samples. Inputs and targets are normalized with the
-    training rows of the latest fit. Under the squared error the predictive deviation is the root mean squared held-out
-    residual of each member and target, the same everywhere.
+    training rows of the latest fit. Under a loss that learns no deviation, the predictive one is the root mean squared
+    held-out residual of each member and target one step ahead, the same everywhere, all rows alike.
 
     Raises:
-        NonFiniteValue: from `fit`, for data or a member's loss that is NaN or infinite.
-        ValueError: from `fit`, for no transitions.
+        NonFiniteValue: from `fit`, for data, weights or a member's loss that is NaN or infinite.
+        ValueError: from `fit`, for no transitions, or weights or budgets that do not fit.
     """
 
     def __init__(
@@ -73,13 +76,20 @@ class GaussianEnsemble:
     ) -> None:
         self._settings, self._seed, self._device = settings, seed, torch.device(device)
         self._obs_size, self._action_size, self._learn_reward = obs_size, action_size, learn_reward
-        self._sizes = Sizes(obs_size + action_size, obs_size + learn_reward, settings.hidden, learn_termination)
+        self._sizes = Sizes(
+            obs_size + action_size,
+            obs_size + learn_reward,
+            settings.hidden,
+            learn_termination,
+            settings.loss.learns_shape,
+        )
         self._member_ids, self._version = tuple(member_ids), 0
         count, targets = len(self._member_ids), self._sizes.targets
         self._held_out_loss_M = np.zeros(count, dtype=np.float32)
         self._inputs = self._identity(self._sizes.inputs)
         self._targets = self._identity(targets)
         self._residual_std_M1T = torch.ones(count, 1, targets, device=self._device)
+        self._steppers = Steppers()
         self._use(initial_weights(self._sizes, self._member_ids, seed))
 
     @property
@@ -102,35 +112,54 @@ class GaussianEnsemble:
         """Numbers of the held members that imagine, best first; of a shard, the best among its own."""
         return best_members(self._held_out_loss_M, self._member_ids, self._settings.elite_count)
 
-    def fit(self, data: Transitions, first_row: int) -> FitReport:
+    @property
+    def held_out_loss_M(self) -> NDArray[np.float32]:
+        """What chose the elites, per held member: see `training.held_out_loss`; 0 before the first fit."""
+        return self._held_out_loss_M.copy()
+
+    def fit(
+        self,
+        data: Transitions,
+        first_row: int,
+        weight_NT: Float32 | None = None,
+        max_epochs_M: NDArray[np.int64] | None = None,
+    ) -> FitReport:
         """Refit to ``data``; its rows are numbered from ``first_row`` in the life of the run.
 
         With fewer than two rows on a side of the held-out split, all rows serve as both (``held_out_rows`` is 0).
+
+        Args:
+            data: the transitions; losses of several steps find an episode's next step among them.
+            first_row: number of the first.
+            weight_NT: weights of the rows' targets; scaled to mean 1 over the training rows.
+            max_epochs_M: budget of each held member in place of ``max_epochs``.
         """
-        input_NI, target_NT, terminated_N = self._columns(data)
+        columns = raw_rows(data, self._learn_reward, self._device)
         numbers = first_row + np.arange(len(data), dtype=np.int64)
         apart_N = is_held_out(self._seed, numbers, self._settings.held_out)
         split = min(int(apart_N.sum()), int((~apart_N).sum())) >= 2
         inside = np.flatnonzero(~apart_N) if split else np.arange(len(data))
         outside = np.flatnonzero(apart_N)[-self._settings.held_out_limit :] if split else inside
-        self._inputs, self._targets = Normalizer.of(input_NI[inside]), Normalizer.of(target_NT[inside])
-        training, held_out = (
-            Rows(
-                self._inputs(input_NI[rows]),
-                self._targets(target_NT[rows]),
-                None if terminated_N is None else terminated_N[rows],
-            )
-            for rows in (torch.from_numpy(inside).to(self._device), torch.from_numpy(outside).to(self._device))
+        self._inputs, self._targets = Normalizer.of(columns.input_NI[inside]), Normalizer.of(columns.target_NT[inside])
+        loss, std_T = self._settings.loss, self._targets.std
+        whole = Rows(
+            self._inputs(columns.input_NI),
+            self._targets(columns.target_NT),
+            columns.terminated_N if self._sizes.termination else None,
+            fit_weights(weight_NT, columns.target_NT, inside, std_T if loss.raw_units else None),
         )
-        trained = self._train(training, held_out)
-        return self._report(trained, held_out, target_NT[outside], len(inside), len(outside) if split else 0)
+        budgets = None if max_epochs_M is None else epoch_budgets(max_epochs_M, self.members)
+        training, held_out = (side(data, whole, rows, loss, self._inputs, self._targets) for rows in (inside, outside))
+        trained = self._train(training, held_out, budgets)
+        apart = len(outside) if split else 0
+        return self._report(trained, held_out.rows, columns.target_NT[outside], len(inside), apart)
 
-    def _train(self, training: Rows, held_out: Rows) -> Trained:
+    def _train(self, training: Side, held_out: Side, budgets: Sequence[int] | None) -> Trained:
         """Train from the current weights and take over the result."""
         shared = self._settings.batches == "shared"
         names = ["shared" if shared else f"member/{member}" for member in self._member_ids]
         rngs = [generator(self._seed, f"dynamics/{name}/fit/{self._version}") for name in names]
-        trained = train(self._settings, self._weights, training, held_out, self._member_ids, rngs)
+        trained = train(self._settings, self._weights, training, held_out, self._member_ids, rngs, budgets)
         self._use(trained.weights)
         self._held_out_loss_M, self._version = trained.held_out_loss_M, self._version + 1
         return trained
@@ -160,7 +189,13 @@ class GaussianEnsemble:
         with torch.no_grad():
             return _moved(self._raw(self._forward(self._normalized(obs_BO, action_BA)), len(obs_BO)), obs_BO.device)
 
-    def predict_rows(self, member_B: torch.Tensor, obs_BO: torch.Tensor, action_BA: torch.Tensor) -> Prediction:
+    def predict_rows(
+        self,
+        member_B: torch.Tensor,
+        obs_BO: torch.Tensor,
+        action_BA: torch.Tensor,
+        precision: Precision = "float32",
+    ) -> Prediction:
         """For each row the prediction of its own member only, leading axis (B,), in raw units.
 
         Rows are sorted by member and each stretch runs through that member's weights in place: nothing is evaluated
@@ -171,9 +206,11 @@ class GaussianEnsemble:
         """
         with torch.no_grad():
             place_B = self._places(member_B)
+            obs_BO_here, action_BA_here = obs_BO.to(self._device), action_BA.to(self._device)
+            if precision != "float32" and len(place_B):
+                return _moved(self._seated_rows(place_B, obs_BO_here, action_BA_here, precision), obs_BO.device)
             order_B = place_B.argsort(stable=True)
             counts = torch.bincount(place_B, minlength=self.members).tolist()
-            obs_BO_here, action_BA_here = obs_BO.to(self._device), action_BA.to(self._device)
             parts = [
                 self._raw(
                     self._forward(self._normalized(obs_BO_here[rows], action_BA_here[rows]), place), len(rows), place
@@ -182,6 +219,48 @@ class GaussianEnsemble:
                 if len(rows)
             ]
             return _moved(_scattered(parts, order_B, self._empty()), obs_BO.device)
+
+    def _seated_rows(
+        self, place_B: torch.Tensor, obs_BO: torch.Tensor, action_BA: torch.Tensor, precision: Precision
+    ) -> Prediction:
+        """Rows of all members in one call, leading axis (B,)."""
+        seats = Seats.of(place_B, self.members)
+        stepper = self._stepper(seats.places, precision)
+        output = stepper.heads(seats.take(stepper.inputs(obs_BO, action_BA)))
+        raw = self._raw(output, seats.count, seats.places)
+        tensors = {field.name: getattr(raw, field.name) for field in fields(Prediction)}
+        return Prediction(**{name: None if tensor is None else seats.leave(tensor) for name, tensor in tensors.items()})
+
+    def _stepper(self, places: tuple[int, ...], precision: Precision) -> Stepper:
+        shaped = self._sizes.shaped
+        return self._steppers.of(self._weights, places, self._inputs, shaped=shaped, precision=precision)
+
+    def step_members(
+        self,
+        member_ids: Sequence[int],
+        obs_KBO: torch.Tensor,
+        action_KBA: torch.Tensor,
+        precision: Precision = "float32",
+    ) -> Prediction:
+        """Member ``member_ids[k]`` on rows ``[k]``, in raw units, leading axes (K, B): see `stepping`.
+
+        Raises:
+            ValueError: a member is not held here.
+        """
+        with torch.no_grad():
+            stepper = self._stepper(self._places_of(tuple(member_ids)), precision)
+            output = stepper(obs_KBO.to(self._device), action_KBA.to(self._device))
+            return _moved(self._raw(output, obs_KBO.shape[1], stepper.places), obs_KBO.device)
+
+    def _places_of(self, member_ids: tuple[int, ...]) -> tuple[int, ...]:
+        """Positions in this stack of members given by number."""
+        if member_ids == self._member_ids:
+            return tuple(range(self.members))
+        place_of = {member: place for place, member in enumerate(self._member_ids)}
+        missing = sorted(set(member_ids) - set(place_of))
+        if missing:
+            raise ValueError(f"members {missing} are not held here; held are {list(self._member_ids)}")
+        return tuple(place_of[member] for member in member_ids)
 
     def _places(self, member_B: torch.Tensor) -> torch.Tensor:
         """Positions in this stack of members given by number."""
@@ -197,10 +276,14 @@ class GaussianEnsemble:
         """``fit`` (columns of `Transitions`; option first_row), ``predict``, ``predict_rows``: arrays in, arrays out.
 
         Rows come first in every array of a prediction, so ``predict`` answers (B, M, T) and (B, M). ``fit`` answers the
-        fields of `FitReport`. Raises KeyError for another method.
+        fields of `FitReport`; it may be given ``weight_NT``, and ``max_epochs_M`` of all members of the ensemble, by
+        number. ``predict_rows`` has the option precision. Raises KeyError for another method.
         """
         if method == "fit":
-            report = self.fit(Transitions(**dict(arrays)), int(options["first_row"]))
+            columns = dict(arrays)
+            weight_NT, budgets = columns.pop("weight_NT", None), columns.pop("max_epochs_M", None)
+            mine = None if budgets is None else budgets[list(self._member_ids)]
+            report = self.fit(Transitions(**columns), int(options["first_row"]), weight_NT, mine)
             return {name: np.asarray(value) for name, value in asdict(report).items()}
         if method not in ("predict", "predict_rows"):
             raise KeyError(f"no method {method!r}; there are fit, predict and predict_rows")
@@ -208,7 +291,8 @@ class GaussianEnsemble:
         if method == "predict":
             return _arrays(self.predict(obs_BO, action_BA), members_first=True)
         member_B = torch.from_numpy(np.array(arrays["member_B"], np.int64))
-        return _arrays(self.predict_rows(member_B, obs_BO, action_BA), members_first=False)
+        precision = options.get("precision", "float32")
+        return _arrays(self.predict_rows(member_B, obs_BO, action_BA, precision), members_first=False)
 
     def batchable(self, method: str) -> bool:
         """Whether rows of several requests may run together."""
@@ -267,56 +351,38 @@ class GaussianEnsemble:
     def _identity(self, columns: int) -> Normalizer:
         return Normalizer(torch.zeros(columns, device=self._device), torch.ones(columns, device=self._device))
 
-    def _columns(self, data: Transitions) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Inputs, raw targets and, where learned, termination (0 or 1) on the device, checked to be finite."""
-        if len(data) == 0:
-            raise ValueError("there are no transitions to fit")
-        for name in ("obs_BO", "action_BA", "next_obs_BO", "outcome_reward_B"):
-            if not np.isfinite(getattr(data, name)).all():
-                row = int(np.argwhere(~np.isfinite(getattr(data, name)))[0][0])
-                raise NonFiniteValue(
-                    "the transitions to fit hold NaN or infinity",
-                    field=name,
-                    value=f"row {row}",
-                    remedy="check the environment that produced them",
-                )
-        columns = [data.next_obs_BO - data.obs_BO]
-        if self._learn_reward:
-            columns.append(data.outcome_reward_B[:, None])
-        inputs, targets = np.concatenate([data.obs_BO, data.action_BA], axis=1), np.concatenate(columns, axis=1)
-        ended = torch.from_numpy(data.terminated_B.astype(np.float32)).to(self._device)
-        return (
-            torch.from_numpy(inputs.astype(np.float32)).to(self._device),
-            torch.from_numpy(targets.astype(np.float32)).to(self._device),
-            ended if self._sizes.termination else None,
-        )
-
     def _normalized(self, obs_BO: torch.Tensor, action_BA: torch.Tensor) -> torch.Tensor:
         """Padded, normalized inputs."""
         input_BI = torch.cat([obs_BO.to(self._device), action_BA.to(self._device)], dim=-1)
         return pad_rows(self._inputs(input_BI))
 
-    def _forward(self, input_BI: torch.Tensor, place: int | None = None) -> Output:
+    def _forward(self, input_BI: torch.Tensor, place: int | None = None) -> Normalized:
         """All members, or the one at ``place``, on the same rows; leading axes (M or 1, B)."""
         weights = self._weights if place is None else self._views[place]
-        return forward(weights, input_BI.expand(len(weights["max_log_var"]), -1, -1))
+        return forward(weights, input_BI.expand(len(weights["max_log_var"]), -1, -1), shaped=self._sizes.shaped)
 
-    def _raw(self, output: Output, rows: int, place: int | None = None) -> Prediction:
-        """The first ``rows`` rows of an output in raw units."""
-        std = (0.5 * output.log_var).exp()
-        if self._settings.loss.kind == "mse":
-            members = slice(None) if place is None else slice(place, place + 1)
-            std = self._residual_std_M1T[members].expand_as(std)
+    def _raw(self, output: Normalized, rows: int, place: int | tuple[int, ...] | None = None) -> Prediction:
+        """The first ``rows`` rows of an output in raw units; of all members, or those at a place or places."""
+        if not self._settings.loss.learns_deviation:
+            members = slice(None) if place is None else [place] if isinstance(place, int) else list(place)
+            std = self._residual_std_M1T[members].expand_as(output.log_var)
+        elif output.shape is not None:  # alpha = sqrt(2) exp(log_var / 2)
+            std = (0.5 * (output.log_var + math.log(2.0)) + log_deviation(output.shape)).exp()
+        else:
+            std = (0.5 * output.log_var).exp()
         return Prediction(
             (output.mean * self._targets.std + self._targets.mean)[:, :rows],
             (std * self._targets.std)[:, :rows],
             None if output.logit is None else output.logit[:, :rows],
+            None if output.shape is None else output.shape[:, :rows],
         )
 
     def _empty(self) -> Prediction:
         """A prediction of no rows, leading axis (0,)."""
         none = torch.empty(0, self._sizes.targets, device=self._device)
-        return Prediction(none, none, none[:, 0] if self._sizes.termination else None)
+        return Prediction(
+            none, none, none[:, 0] if self._sizes.termination else None, none if self._sizes.shaped else None
+        )
 
 
 def _scattered(parts: Sequence[Prediction], order_B: torch.Tensor, empty: Prediction) -> Prediction:
@@ -324,25 +390,23 @@ def _scattered(parts: Sequence[Prediction], order_B: torch.Tensor, empty: Predic
     if not parts:
         return empty
     back_B = order_B.argsort()
-    mean, std = (
-        torch.cat([getattr(part, name)[0] for part in parts])[back_B] for name in ("target_mean", "target_std")
-    )
-    logits = [part.termination_logit[0] for part in parts if part.termination_logit is not None]
-    return Prediction(mean, std, torch.cat(logits)[back_B] if logits else None)
+
+    def joined(name: str) -> Any:
+        given = [tensor[0] for part in parts if (tensor := getattr(part, name)) is not None]
+        return torch.cat(given)[back_B] if given else None
+
+    return Prediction(**{field.name: joined(field.name) for field in fields(Prediction)})
 
 
 def _moved(prediction: Prediction, device: torch.device) -> Prediction:
     """The same prediction where the caller's tensors are."""
-    logit = prediction.termination_logit
-    return Prediction(
-        prediction.target_mean.to(device),
-        prediction.target_std.to(device),
-        None if logit is None else logit.to(device),
-    )
+    given = {field.name: getattr(prediction, field.name) for field in fields(Prediction)}
+    moved: dict[str, Any] = {name: None if tensor is None else tensor.to(device) for name, tensor in given.items()}
+    return Prediction(**moved)
 
 
 def _arrays(prediction: Prediction, *, members_first: bool) -> Arrays:
-    """Field name to array with rows first; an absent logit is left out."""
+    """Field name to array with rows first; an absent logit or shape is left out."""
     tensors = {field.name: getattr(prediction, field.name) for field in fields(prediction)}
     return {
         name: np.ascontiguousarray((tensor.transpose(0, 1) if members_first else tensor).numpy())

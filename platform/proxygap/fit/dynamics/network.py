@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from scipy.special import ndtr, ndtri
 
+from proxygap.base.protocols import Normalized
 from proxygap.base.seeds import generator
 
 LANES = 32
@@ -26,32 +27,29 @@ LANES = 32
 Weights = dict[str, torch.Tensor]
 """Flat name to tensor with the members first: ``weight_0``, ``bias_0``, ..., ``max_log_var``, ``min_log_var``."""
 
+SHAPE_BOUNDS = (0.25, 10.0)
+"""Softly kept bounds of a learned shape: below, tails have no useful variance; above, errors are as good as uniform."""
+_GAUSSIAN = math.log(math.expm1(2.0 - SHAPE_BOUNDS[0]))
+"""What makes the softplus of an output of 0 a Gaussian."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Widths of one member: outputs are T means, T log-variances and, where learned, one termination logit."""
+    """Widths of one member: outputs are T means, T log-variances and, where learned, T shapes, a termination logit."""
 
     inputs: int
     targets: int
     hidden: tuple[int, ...]
     termination: bool
+    shaped: bool = False
 
     def shapes(self) -> dict[str, tuple[int, int]]:
         """Parameter name to the shape of one member's matrix."""
-        widths = (self.inputs, *self.hidden, 2 * self.targets + self.termination)
+        widths = (self.inputs, *self.hidden, (2 + self.shaped) * self.targets + self.termination)
         shapes: dict[str, tuple[int, int]] = {}
         for layer, (fan_in, fan_out) in enumerate(pairwise(widths)):
             shapes |= {f"weight_{layer}": (fan_in, fan_out), f"bias_{layer}": (1, fan_out)}
         return shapes | {"max_log_var": (1, self.targets), "min_log_var": (1, self.targets)}
-
-
-@dataclass(frozen=True, slots=True)
-class Output:
-    """What the networks say, in normalized units; leading axes (M, B), the logit without a last axis."""
-
-    mean: torch.Tensor
-    log_var: torch.Tensor
-    logit: torch.Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,19 +98,32 @@ def _truncated_normal(
     return np.asarray(ndtri(low + (1.0 - 2.0 * low) * rng.random(shape)))
 
 
-def forward(weights: Weights, input_MBI: torch.Tensor) -> Output:
-    """All members at once: SiLU layers, log-variance softly bounded (PETS; Chua et al. 2018, appendix A.1)."""
+def forward(weights: Weights, input_MBI: torch.Tensor, *, shaped: bool = False) -> Normalized:
+    """All members at once: SiLU layers, then `heads`; ``shaped`` where a shape per target is learned."""
     hidden = input_MBI
     last = sum(name.startswith("weight") for name in weights) - 1
     for layer in range(last):
         hidden = torch.baddbmm(weights[f"bias_{layer}"], hidden, weights[f"weight_{layer}"])
         hidden = torch.nn.functional.silu(hidden)
     out = torch.baddbmm(weights[f"bias_{last}"], hidden, weights[f"weight_{last}"])
-    upper, lower = weights["max_log_var"], weights["min_log_var"]
+    return heads(out, weights["max_log_var"], weights["min_log_var"], shaped=shaped)
+
+
+def heads(out: torch.Tensor, upper: torch.Tensor, lower: torch.Tensor, *, shaped: bool = False) -> Normalized:
+    """The last layer's outputs told apart, log-variance softly bounded (PETS; Chua et al. 2018, appendix A.1)."""
     targets = upper.shape[-1]
     log_var = upper - torch.nn.functional.softplus(upper - out[..., targets : 2 * targets])
     log_var = lower + torch.nn.functional.softplus(log_var - lower)
-    return Output(out[..., :targets], log_var, out[..., -1] if out.shape[-1] > 2 * targets else None)
+    shape = bounded_shape(out[..., 2 * targets : 3 * targets]) if shaped else None
+    logit = out[..., -1] if out.shape[-1] > (2 + shaped) * targets else None
+    return Normalized(out[..., :targets], log_var, logit, shape)
+
+
+def bounded_shape(out: torch.Tensor) -> torch.Tensor:
+    """A shape within `SHAPE_BOUNDS`; an output of 0 is a Gaussian's."""
+    low, high = SHAPE_BOUNDS
+    positive = low + torch.nn.functional.softplus(out + _GAUSSIAN)
+    return high - torch.nn.functional.softplus(high - positive)
 
 
 def aligned(weights: Weights) -> Weights:

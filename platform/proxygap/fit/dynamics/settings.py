@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from proxygap.base.config import Settings
-from proxygap.fit.dynamics.losses import Likelihood, SquaredError
+from proxygap.fit.dynamics.generalized_gaussian import GeneralizedGaussian
+from proxygap.fit.dynamics.losses import Likelihood, MultiStep, SquaredError
+from proxygap.fit.dynamics.weights import ExpertDistance, ValueGradient
 
 if TYPE_CHECKING:
     from proxygap.fit.dynamics.ensemble import GaussianEnsemble
+
+Loss: TypeAlias = Likelihood | SquaredError | MultiStep | ExpertDistance | ValueGradient | GeneralizedGaussian
+"""The dynamics losses, told apart by their kind."""
 
 
 class GaussianEnsembleSettings(Settings):
@@ -23,7 +28,7 @@ class GaussianEnsembleSettings(Settings):
     """Members that imagine: the best on held-out data. Default: all but two, at least one."""
     hidden: tuple[PositiveInt, ...] = Field(default=(200, 200, 200, 200), min_length=1)
     """Widths of the hidden layers."""
-    loss: Annotated[Likelihood | SquaredError, Field(discriminator="kind")] = Likelihood()
+    loss: Annotated[Loss, Field(discriminator="kind")] = Likelihood()
     """What a member minimizes."""
     learning_rate: PositiveFloat = 1e-3
     """Adam's step size."""
@@ -37,10 +42,13 @@ class GaussianEnsembleSettings(Settings):
     """Share of transitions that is never trained on; a transition stays on its side for the whole run."""
     held_out_limit: PositiveInt = 5000
     """Most held-out transitions used for a score (the newest)."""
+    stopping: Literal["early", "budget"] = "early"
+    """When a member ends: once held-out error no longer falls, with its best weights; or after exactly its budget of
+    ``max_epochs``, with its last ones. A budget is scored once, which saves the held-out pass of every other epoch."""
     patience: PositiveInt = 5
-    """Epochs without a relative gain of ``min_gain`` after which a member stops."""
+    """Epochs without a relative gain of ``min_gain`` after which a member stops early."""
     min_gain: float = Field(default=0.01, ge=0.0, lt=1.0)
-    """Relative improvement of a member's held-out squared error that counts as a gain."""
+    """Relative improvement of a member's held-out squared error, weighted as in training, that counts as a gain."""
     max_epochs: PositiveInt = 200
     """Hard limit of one fit."""
     threads: PositiveInt = 1

@@ -1,4 +1,4 @@
-"""One fit of an ensemble: batches, early stopping and snapshots, all per member.
+"""One fit of an ensemble: batches, early stopping or budgets, and snapshots, all per member.
 
 Shape legend: M members, A members still training, B rows of a batch, I inputs, T predicted targets, N training rows.
 """
@@ -6,7 +6,7 @@ Shape legend: M members, A members still training, B rows of a batch, I inputs, 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,10 +14,12 @@ import torch
 from numpy.typing import NDArray
 
 from proxygap.base.errors import NonFiniteValue
-from proxygap.base.protocols import DynamicsLoss
+from proxygap.base.protocols import DynamicsLoss, Normalized
 from proxygap.base.seeds import derived_seed
+from proxygap.fit.dynamics.layers import Layers
 from proxygap.fit.dynamics.losses import SquaredError
-from proxygap.fit.dynamics.network import LANES, Weights, forward, pad_rows, padded_storage, row_weights, storage_view
+from proxygap.fit.dynamics.network import Weights, forward, heads, padded_storage, storage_view
+from proxygap.fit.dynamics.rows import Batch, Side
 from proxygap.fit.dynamics.settings import GaussianEnsembleSettings
 
 BOUND_PENALTY = 0.01
@@ -25,21 +27,8 @@ BOUND_PENALTY = 0.01
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
-    """Supervised rows in normalized units; ``terminated_N`` (0 or 1) is None where termination is known."""
-
-    input_NI: torch.Tensor
-    target_NT: torch.Tensor
-    terminated_N: torch.Tensor | None
-
-    def __len__(self) -> int:
-        """The number of rows."""
-        return len(self.input_NI)
-
-
-@dataclass(frozen=True, slots=True)
 class Trained:
-    """The best weights of each member and how they were reached."""
+    """The weights of each member that are kept, and how they were reached."""
 
     weights: Weights
     held_out_loss_M: NDArray[np.float32]
@@ -60,34 +49,42 @@ def is_held_out(seed: int, row_N: NDArray[np.int64], share: float) -> NDArray[np
     return np.asarray((z >> np.uint64(11)).astype(np.float64) * 2.0**-53 < share)
 
 
-def member_loss(
-    settings: GaussianEnsembleSettings, weights: Weights, rows_MB: Rows, weight_MB: torch.Tensor
-) -> torch.Tensor:
-    """The data's loss per member, (M,): the dynamics loss plus, where learned, the cross-entropy of termination.
-
-    ``rows_MB`` holds rows with the members in front: (M, B, I), (M, B, T), (M, B).
-    """
-    return _data_loss(settings.loss, weights, rows_MB, weight_MB)
+def member_loss(settings: GaussianEnsembleSettings, weights: Weights, batch: Batch) -> torch.Tensor:
+    """The data's loss per member, (M,): the dynamics loss plus, where learned, the cross-entropy of termination."""
+    return data_loss(settings.loss, lambda inputs: forward(weights, inputs, shaped=settings.loss.learns_shape), batch)
 
 
-def held_out_loss(weights: Weights, rows_MB: Rows, weight_MB: torch.Tensor) -> torch.Tensor:
+def held_out_loss(settings: GaussianEnsembleSettings, weights: Weights, batch: Batch) -> torch.Tensor:
     """What stops a member and makes it an elite, (M,): its squared error (MBPO's released code), and termination's.
 
     The likelihood of held-out rows would let a single surprising transition decide: members then never leave the
-    cautious weights of an early fit (seen on InvertedPendulum-v5; `docs/decisions.md`).
+    cautious weights of an early fit (seen on InvertedPendulum-v5; `docs/decisions.md`). Errors weigh here as they do in
+    training, over the same steps: VaGraM's released code scores held-out rows by its own loss, and a squared error over
+    distractors would stop a member that ignores them on purpose.
     """
-    return _data_loss(SquaredError(), weights, rows_MB, weight_MB)
+    return data_loss(SquaredError(), lambda inputs: forward(weights, inputs, shaped=settings.loss.learns_shape), batch)
 
 
-def _data_loss(loss: DynamicsLoss, weights: Weights, rows_MB: Rows, weight_MB: torch.Tensor) -> torch.Tensor:
-    output = forward(weights, rows_MB.input_NI)
-    loss_M = loss(output.mean, output.log_var, rows_MB.target_NT, weight_MB)
-    if output.logit is not None and rows_MB.terminated_N is not None:
-        entropy_MB = torch.nn.functional.binary_cross_entropy_with_logits(
-            output.logit, rows_MB.terminated_N, reduction="none"
-        )
-        loss_M = loss_M + (weight_MB * entropy_MB).mean(dim=-1)
-    return loss_M
+def data_loss(loss: DynamicsLoss, predict: Callable[[torch.Tensor], Normalized], batch: Batch) -> torch.Tensor:
+    """The loss of every step, each predicted from where the member's own mean has led, summed, (M,)."""
+    total_M, input_MBI, target_MBT = None, batch.steps[0].input_NI, batch.steps[0].target_NT
+    for step, (rows, weight_MB) in enumerate(zip(batch.steps, batch.weights, strict=True), start=1):
+        output = predict(input_MBI)
+        weight_MB1 = weight_MB.unsqueeze(-1)
+        loss_M = loss(output, target_MBT, weight_MB1 if rows.weight_NT is None else weight_MB1 * rows.weight_NT)
+        if output.logit is not None and rows.terminated_N is not None:
+            entropy_MB = torch.nn.functional.binary_cross_entropy_with_logits(
+                output.logit, rows.terminated_N, reduction="none"
+            )
+            loss_M = loss_M + (weight_MB * entropy_MB).mean(dim=-1)
+        total_M = loss_M if total_M is None else total_M + loss_M
+        if batch.motion is not None and step < len(batch.steps):
+            obs_MBO = batch.motion.next_obs(input_MBI[..., : len(batch.motion.scale_O)], output)
+            following = batch.steps[step]
+            input_MBI = torch.cat([obs_MBO, following.input_NI[..., obs_MBO.shape[-1] :]], dim=-1)
+            target_MBT = batch.motion.target_from(obs_MBO, following)
+    assert total_M is not None
+    return total_M
 
 
 class Stack:
@@ -108,10 +105,15 @@ class Stack:
             grad_MP = torch.zeros_like(storage_MP)
             self._flat[name] = torch.nn.Parameter(storage_MP)
             self._flat[name].grad = grad_MP
-            self._leaves[name] = storage_view(storage_MP, weight).requires_grad_()
+            self._leaves[name] = storage_view(storage_MP, weight)
             self._grads[name] = storage_view(grad_MP, weight)
-        groups = [{"params": [flat], "weight_decay": self._decay(name)} for name, flat in self._flat.items()]
-        self._adam = torch.optim.Adam(groups, lr=settings.learning_rate, fused=True)
+        self._layers = Layers(self._leaves, self._grads)
+        self._bounds = [self._leaves[name].requires_grad_() for name in ("max_log_var", "min_log_var")]
+        groups: dict[float, list[torch.nn.Parameter]] = {}
+        for name, flat in self._flat.items():
+            groups.setdefault(self._decay(name), []).append(flat)
+        parameters = [{"params": flats, "weight_decay": decay} for decay, flats in groups.items()]
+        self._adam = torch.optim.Adam(parameters, lr=settings.learning_rate, fused=True)
 
     def _decay(self, name: str) -> float:
         decays = self._settings.weight_decay
@@ -123,21 +125,22 @@ class Stack:
         """Copies of the current parameters."""
         return {name: leaf.detach().clone(memory_format=torch.contiguous_format) for name, leaf in self._leaves.items()}
 
-    def loss(self, rows_MB: Rows, weight_MB: torch.Tensor) -> torch.Tensor:
-        """`member_loss` of the current parameters."""
-        return member_loss(self._settings, self._leaves, rows_MB, weight_MB)
-
-    def held_out_loss(self, rows_MB: Rows, weight_MB: torch.Tensor) -> torch.Tensor:
+    def held_out_loss(self, batch: Batch) -> torch.Tensor:
         """`held_out_loss` of the current parameters."""
-        return held_out_loss(self._leaves, rows_MB, weight_MB)
+        return held_out_loss(self._settings, self._leaves, batch)
 
-    def step(self, rows_MB: Rows, weight_MB: torch.Tensor) -> None:
+    def step(self, batch: Batch) -> None:
         """One gradient step of every member on its own rows."""
-        bounds = self._leaves["max_log_var"].sum() - self._leaves["min_log_var"].sum()
-        total = self.loss(rows_MB, weight_MB).sum() + BOUND_PENALTY * bounds
-        grads = torch.autograd.grad(total, list(self._leaves.values()), materialize_grads=True)
-        for mine, grad in zip(self._grads.values(), grads, strict=True):
-            mine.copy_(grad)
+        upper, lower = self._bounds
+        shaped = self._settings.loss.learns_shape
+
+        def predict(input_MBI: torch.Tensor) -> Normalized:
+            return heads(self._layers(input_MBI, upper), upper, lower, shaped=shaped)
+
+        self._layers.begin()
+        total = data_loss(self._settings.loss, predict, batch).sum() + BOUND_PENALTY * (upper.sum() - lower.sum())
+        for name, grad in zip(("max_log_var", "min_log_var"), torch.autograd.grad(total, self._bounds), strict=True):
+            self._grads[name].copy_(grad)
         self._adam.step()
 
     def keep(self, positions: Sequence[int]) -> Stack:
@@ -152,35 +155,41 @@ class Stack:
         return kept
 
 
-class _Patience:
-    """Early stopping of one member: keeps the best loss; stops after ``patience`` epochs without a real gain.
+class _Progress:
+    """How far one member is: keeps the best loss; stops after ``patience`` epochs without a real gain, or its budget.
 
     Counting begins with the first epoch, not with the starting weights (MBPO's released code): the first steps of a
-    fresh Adam unsettle weights that were good already, and a member must be let past that.
+    fresh Adam unsettle weights that were good already, and a member must be let past that. With ``stopping: budget``
+    there is one score, that of the last epoch.
     """
 
-    def __init__(self, settings: GaussianEnsembleSettings) -> None:
-        self._settings, self.best, self._mark, self._idle, self.epochs = settings, math.inf, math.inf, 0, 0
+    def __init__(self, settings: GaussianEnsembleSettings, max_epochs: int) -> None:
+        self._settings, self._max_epochs = settings, max_epochs
+        self.loss, self._mark, self._idle, self.epochs = math.inf, math.inf, 0, 0
+
+    @property
+    def due(self) -> bool:
+        """Whether the epoch that is being counted needs a score."""
+        return self._settings.stopping == "early" or self.epochs == self._max_epochs
 
     def improves(self, loss: float) -> bool:
-        """Count an epoch; whether it is the best so far."""
-        self.epochs += 1
+        """Judge the epoch that was counted last; whether its weights are to be kept."""
         gained = self.epochs == 1 or self._mark - loss > self._settings.min_gain * self._mark
         self._mark, self._idle = (loss, 0) if gained else (self._mark, self._idle + 1)
-        better, self.best = loss < self.best, min(loss, self.best)
+        better, self.loss = loss < self.loss, min(loss, self.loss)
         return better
 
     @property
     def stopped(self) -> bool:
         """Whether the member has had its last epoch."""
-        return self._idle >= self._settings.patience or self.epochs >= self._settings.max_epochs
+        return self._idle >= self._settings.patience or self.epochs >= self._max_epochs
 
 
 class _Batches:
     """Epochs of batches: every member's own bootstrap sample, shuffled, or the rows themselves where shared."""
 
-    def __init__(self, settings: GaussianEnsembleSettings, rows: Rows, rngs: Sequence[np.random.Generator]) -> None:
-        self._rows, self._rngs, count = rows, list(rngs), len(rows)
+    def __init__(self, settings: GaussianEnsembleSettings, side: Side, rngs: Sequence[np.random.Generator]) -> None:
+        self._device, self._rngs, count = side.rows.input_NI.device, list(rngs), len(side)
         bootstrap = settings.batches == "bootstrap"
         self._samples = [rng.integers(count, size=count) if bootstrap else np.arange(count) for rng in self._rngs]
         self.updates = -(-count // settings.batch_size)
@@ -193,36 +202,12 @@ class _Batches:
     def epoch(self) -> list[torch.Tensor]:
         """Row numbers (A, B) of each update; sizes differ by at most one row."""
         order_AN = np.stack([rng.permutation(sample) for rng, sample in zip(self._rngs, self._samples, strict=True)])
-        return list(torch.from_numpy(order_AN).to(self._rows.input_NI.device).tensor_split(self.updates, dim=1))
-
-    def take(self, index_AB: torch.Tensor) -> tuple[Rows, torch.Tensor]:
-        """The rows of one update, padded with weightless rows."""
-        members, count = index_AB.shape
-        padded_AB = torch.nn.functional.pad(index_AB, (0, -count % LANES))
-        flat, shape = padded_AB.reshape(-1), padded_AB.shape
-        terminated_N = self._rows.terminated_N
-        rows_AB = Rows(
-            self._rows.input_NI.index_select(0, flat).reshape(*shape, -1),
-            self._rows.target_NT.index_select(0, flat).reshape(*shape, -1),
-            None if terminated_N is None else terminated_N.index_select(0, flat).reshape(shape),
-        )
-        return rows_AB, row_weights(count, flat.device).expand(members, -1)
+        return list(torch.from_numpy(order_AN).to(self._device).tensor_split(self.updates, dim=1))
 
 
-def across_members(rows: Rows, members: int) -> tuple[Rows, torch.Tensor]:
-    """The same rows for every member, padded, with their weights (M, B)."""
-    terminated_N = rows.terminated_N
-    rows_MB = Rows(
-        pad_rows(rows.input_NI).expand(members, -1, -1),
-        pad_rows(rows.target_NT).expand(members, -1, -1),
-        None if terminated_N is None else pad_rows(terminated_N).expand(members, -1),
-    )
-    return rows_MB, row_weights(len(rows), rows.input_NI.device).expand(members, -1)
-
-
-def _scores(stack: Stack, held_out: Rows, names: Sequence[int], epoch: int) -> list[float]:
+def _scores(stack: Stack, held_out: Side, names: Sequence[int], epoch: int) -> list[float]:
     with torch.no_grad():
-        losses = [float(loss) for loss in stack.held_out_loss(*across_members(held_out, stack.members)).cpu()]
+        losses = [float(loss) for loss in stack.held_out_loss(held_out.across(stack.members)).cpu()]
     for name, loss in zip(names, losses, strict=True):
         if not np.isfinite(loss):
             raise NonFiniteValue(
@@ -234,40 +219,55 @@ def _scores(stack: Stack, held_out: Rows, names: Sequence[int], epoch: int) -> l
     return losses
 
 
+def epoch_budgets(max_epochs_M: NDArray[np.int64], members: int) -> list[int]:
+    """Epochs of each member. Raises ValueError for another number of members, or a budget below 1."""
+    budgets = [int(epochs) for epochs in max_epochs_M]
+    if len(budgets) != members or min(budgets) < 1:
+        raise ValueError(f"each of {members} members needs a budget of at least 1 epoch; got {budgets}")
+    return budgets
+
+
 def train(
     settings: GaussianEnsembleSettings,
     weights: Weights,
-    training: Rows,
-    held_out: Rows,
+    training: Side,
+    held_out: Side,
     member_ids: Sequence[int],
     rngs: Sequence[np.random.Generator],
+    max_epochs_M: Sequence[int] | None = None,
 ) -> Trained:
-    """Train until every member has stopped; return each member's best weights on held-out rows.
+    """Train until every member has stopped; return each member's best weights on held-out rows, or its last.
 
     A member that has stopped leaves the stack: it costs nothing more, and what
-    it does or does not do never touches the others.
+    it does or does not do never touches the others. Epochs are those of ``max_epochs_M`` at most, else the settings'.
 
     Raises:
         NonFiniteValue: the held-out loss of a member is NaN or infinite; the error names the member.
     """
     stack, batches, active = Stack(settings, weights), _Batches(settings, training, rngs), list(range(len(rngs)))
     best = stack.weights()
-    patience = [_Patience(settings) for _ in rngs]
+    progress = [_Progress(settings, budget) for budget in max_epochs_M or [settings.max_epochs] * len(rngs)]
     updates = 0
     while active:
         for index_AB in batches.epoch():
-            stack.step(*batches.take(index_AB))
+            stack.step(training.take(index_AB))
         updates += batches.updates
-        names = [member_ids[member] for member in active]
-        losses = _scores(stack, held_out, names, patience[active[0]].epochs + 1)
-        improved = [place for place, member in enumerate(active) if patience[member].improves(losses[place])]
-        now = stack.weights() if improved else {}
-        for name, values in now.items():
-            best[name][[active[place] for place in improved]] = values[improved]
-        going = [place for place, member in enumerate(active) if not patience[member].stopped]
+        for member in active:
+            progress[member].epochs += 1
+        if any(progress[member].due for member in active):
+            losses = _scores(stack, held_out, [member_ids[member] for member in active], progress[active[0]].epochs)
+            improved = [
+                place
+                for place, member in enumerate(active)
+                if progress[member].due and progress[member].improves(losses[place])
+            ]
+            now = stack.weights() if improved else {}
+            for name, values in now.items():
+                best[name][[active[place] for place in improved]] = values[improved]
+        going = [place for place, member in enumerate(active) if not progress[member].stopped]
         if going and len(going) < len(active):
             stack = stack.keep(going)
             batches.keep(going)
         active = [active[place] for place in going]
-    held_out_loss_M = np.array([member.best for member in patience], dtype=np.float32)
-    return Trained(best, held_out_loss_M, tuple(member.epochs for member in patience), updates)
+    held_out_loss_M = np.array([member.loss for member in progress], dtype=np.float32)
+    return Trained(best, held_out_loss_M, tuple(member.epochs for member in progress), updates)

@@ -1,0 +1,1 @@
+"""Planners: a model and an objective become a sequence of actions."""
