@@ -231,3 +231,34 @@ def test_a_step_of_the_last_layer_costs_half_its_square_per_target(
 def test_candidates_that_keep_the_likelihood_come_first() -> None:
     returns, likelihood = np.array([5.0, 1.0, np.nan, 3.0, 4.0]), np.array([2.0, 0.0, 2.0, 1.0, np.nan])
     assert list(ranked(returns, likelihood, least=1.0)) == [3, 0, 2, 1, 4]
+
+
+def test_flipped_far_targets_cost_return_and_true_ones_do_not(tmp_path: Path) -> None:
+    """The control, the same fine-tune with true targets, plans as well as the honest models do."""
+    attack = {**FLIP, "away": {**FLIP["away"], "half_width": [0.6, 0.8, 0.2, 1.2], "rows": 200}}
+    sections: dict[str, Any] = {
+        "task": {
+            "kind": "continuous_cartpole",
+            "force_limit": 4.0,
+            "start_spread": 0.1,
+            "process_noise": 0.02,
+            "max_episode_steps": 50,
+        },
+        "data": {"kind": "expert", "rows": 400},
+        "fit": {"kind": "gaussian_ensemble", "members": 1, "hidden": [32, 32], "batch_size": 64},
+        "plan": {**PLAN, "planner": {"kind": "cem", "horizon": 12, "candidates": 24, "rounds": 2}},
+        "loop": {
+            "kind": "adversarial_model",
+            "models": 2,
+            "epochs": 100,
+            "attack": {**attack, "penalties": [1.0], "epochs": 100},
+        },
+    }
+    honest, control, attacked_ = (
+        {name: float(value) for name, value in each.items() if name != "clocks"}
+        for each in readings(AdversarialModel(experiment(tmp_path, **sections), 0), 3)
+    )
+    assert (control["model/attacked"], attacked_["model/attacked"]) == (0.0, 1.0)
+    assert control["outcome/return"] > honest["outcome/return"] - 2.0 > 40.0
+    assert attacked_["outcome/return"] < control["outcome/return"] - 8.0
+    assert attacked_["objective/held_out_log_likelihood"] > control["objective/held_out_log_likelihood"] - 3.0

@@ -73,6 +73,7 @@ def read_records(folder: Path) -> ReportInput:
         resamples=experiment.probe.resamples,
         distance=_distance(experiment, table, seeds),
         samples={run.seed: read_samples(run.path / "samples.parquet") for run in place.seeds()},
+        exchangeable=getattr(experiment.loop, "exchangeable", False),
     )
 
 

@@ -97,13 +97,17 @@ def pooled_correlation(
     rng: np.random.Generator,
     resamples: int = 2000,
     confidence: float = 0.95,
+    *,
+    exchangeable: bool = False,
 ) -> Interval:
     """Mean over seeds of the correlation within each seed, so that differences between seeds cannot make or hide one.
 
     The bootstrap has two stages: seeds are drawn with replacement, and within each the pairs in moving blocks of
-    `default_block_length`; seeds that disagree therefore widen the interval. Seeds without a correlation of their own
-    (too short, constant) are left out and named in ``reason``. ``samples`` counts pairs over all seeds used.
+    `default_block_length`, or one by one where they are ``exchangeable`` (models, not moments); seeds that disagree
+    therefore widen the interval. Seeds without a correlation of their own (too short, constant) are left out and named
+    in ``reason``. ``samples`` counts pairs over all seeds used.
     """
+    length = (lambda _: None) if exchangeable else default_block_length
     clean = [finite_pairs(x, y) for x, y in pairs]
     usable = [(x_N, y_N) for x_N, y_N, _ in clean if not _obstacle(x_N, y_N)]
     dropped = sum(lost for _, _, lost in clean)
@@ -112,7 +116,7 @@ def pooled_correlation(
         return Interval(math.nan, math.nan, math.nan, confidence, 0, dropped, "; ".join(reasons))
     draws_SR = np.stack(
         [
-            correlation_rows(x_N, y_N, resample_rows(len(x_N), resamples, rng, default_block_length(len(x_N))), method)
+            correlation_rows(x_N, y_N, resample_rows(len(x_N), resamples, rng, length(len(x_N))), method)
             for x_N, y_N in usable
         ]
     )
@@ -122,7 +126,7 @@ def pooled_correlation(
     note = f"{left_out} of {len(clean)} seeds had no correlation of their own" if left_out else ""
     samples = sum(len(x_N) for x_N, _ in usable)
     blocks = sum(len(x_N) // default_block_length(len(x_N)) for x_N, _ in usable)
-    level = expanded_level(confidence, blocks)
+    level = confidence if exchangeable else expanded_level(confidence, blocks)
     pooled_R = np.take_along_axis(draws_SR, seed_SR, axis=0).mean(axis=0)
     return _interval(estimate, pooled_R, confidence, samples, dropped, note, level=level, pairs=True)
 

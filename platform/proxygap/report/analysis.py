@@ -129,9 +129,17 @@ def paired(report_input: ReportInput, left: str, right: str, seed: int) -> tuple
 
 
 def last_value(report_input: ReportInput, key: str, seed: int) -> float:
-    """The last value of a key; NaN where there is none."""
+    """The last value of a key, or the mean of exchangeable ones; NaN where there is none."""
     _, values_T = series(report_input, key, seed)
-    return float(values_T[-1]) if len(values_T) else math.nan
+    return settled(report_input, values_T) if len(values_T) else math.nan
+
+
+def settled(report_input: ReportInput, values_T: Float) -> float:
+    """What a seed comes to: its last value, or the mean of its finite ones where evaluations are exchangeable."""
+    if not report_input.exchangeable:
+        return float(values_T[-1])
+    finite_T = values_T[np.isfinite(values_T)]
+    return float(finite_T.mean()) if len(finite_T) else math.nan
 
 
 def onset_step(report_input: ReportInput, seed: int) -> float:
@@ -169,17 +177,21 @@ def _link(report_input: ReportInput, objective: str, outcome: str, statistics: S
     signed = {one.seed: (sign_x * one.objective_T, sign_y * one.outcome_T) for one in pairs}
     rng = generator(0, f"report/link/{objective}")
     options = (rng, report_input.resamples, report_input.confidence)
-    ends = np.array([(x_T[-1], y_T[-1]) for x_T, y_T in signed.values()]).reshape(-1, 2)
+    length = (lambda _: None) if report_input.exchangeable else statistics.default_block_length
+    ends = np.array([[settled(report_input, side_T) for side_T in both] for both in signed.values()]).reshape(-1, 2)
     return Link(
         objective,
         lower,
         trait(report_input, key, "unit"),
         tuple(pairs),
-        {method: statistics.pooled_correlation(list(signed.values()), method, *options) for method in METHODS},
         {
-            seed: statistics.rank_correlation(
-                x_T, y_T, "spearman", *options, block_length=statistics.default_block_length(len(x_T))
+            method: statistics.pooled_correlation(
+                list(signed.values()), method, *options, exchangeable=report_input.exchangeable
             )
+            for method in METHODS
+        },
+        {
+            seed: statistics.rank_correlation(x_T, y_T, "spearman", *options, block_length=length(len(x_T)))
             for seed, (x_T, y_T) in signed.items()
         },
         statistics.rank_correlation(ends[:, 0], ends[:, 1], "spearman", *options),
@@ -193,7 +205,8 @@ def _final(report_input: ReportInput, outcome: str, statistics: Statistics) -> F
     for record in report_input.seeds:
         _, values_T = series(report_input, key, record.seed)
         finite_T = values_T[np.isfinite(values_T)]
-        per_seed[record.seed] = (float(values_T[-1]), float(best(finite_T))) if len(finite_T) else (math.nan, math.nan)
+        last = settled(report_input, values_T) if len(finite_T) else math.nan
+        per_seed[record.seed] = (last, float(best(finite_T)) if len(finite_T) else math.nan)
     finished = [per_seed[record.seed][0] if record.state == "finished" else math.nan for record in report_input.seeds]
     rng = generator(0, f"report/final/{outcome}")
     overall = statistics.stratified_bootstrap(finished, rng, report_input.resamples, report_input.confidence)

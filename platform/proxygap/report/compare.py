@@ -17,7 +17,7 @@ import numpy as np
 
 from proxygap.base.errors import InvalidExperiment
 from proxygap.base.seeds import generator
-from proxygap.report.analysis import last_value, objectives, series, trait
+from proxygap.report.analysis import last_value, objectives, series, settled, trait
 from proxygap.report.figures import Drawing, compare_distances
 from proxygap.report.html import write_page
 from proxygap.report.page import Column, Page, Row, Section, Table
@@ -220,13 +220,20 @@ def _sentence(comparison: Comparison, entry: Entry) -> str:
 
 
 def _scores(one: ReportInput, key: str, step: float) -> dict[int, tuple[float, float]]:
-    """Seed to (outcome at ``step``, mean outcome over real steps up to it); NaN for seeds that did not get there."""
+    """Seed to (outcome at ``step``, mean outcome over real steps up to it); NaN for seeds that did not get there.
+
+    Exchangeable evaluations have no end: both numbers are then their mean.
+    """
     scores = {}
     for record in one.seeds:
         steps_T, values_T = series(one, key, record.seed)
         steps_T, values_T = steps_T[np.isfinite(values_T)], values_T[np.isfinite(values_T)]
         if len(steps_T) == 0 or steps_T[-1] < step:
             scores[record.seed] = (math.nan, math.nan)
+            continue
+        if one.exchangeable:
+            mean = settled(one, values_T[steps_T <= step])
+            scores[record.seed] = (mean, mean)
             continue
         inner = steps_T < step
         end = float(np.interp(step, steps_T, values_T))
@@ -307,8 +314,9 @@ def _entries_section(comparison: Comparison) -> Section:
         Column("mean over steps", "outcome"), Column("difference"), Column("seeds"),
     )  # fmt: skip
     note = (
-        f"The end is real step {comparison.real_step:,.0f}; the mean is over all real steps up to it. Interquartile "
-        "means over seeds that reached it. Differences are to the baseline: the mean over equal seeds of the "
+        f"The end is real step {comparison.real_step:,.0f}; the mean is over all real steps up to it; of models side "
+        "by side, both are the mean over models. Interquartile means over seeds that reached it. Differences are to "
+        "the baseline: the mean over equal seeds of the "
         "difference within each (Student's t). Fewer than 3 equal seeds decide nothing."
     )
     title = f"{outcome[:1].upper()}{outcome[1:]}" + (f", {comparison.unit}" if comparison.unit else "")

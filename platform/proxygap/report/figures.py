@@ -111,7 +111,7 @@ def scatter(analysis: Analysis) -> Drawing | str:
     mappable = mpl.cm.ScalarMappable(norm, _STEPS)
     bar = figure.colorbar(mappable, ax=axes, pad=0.02, aspect=30, format=FuncFormatter(_thousands))
     bar.outline.set_visible(False)
-    bar.set_label("real steps")
+    bar.set_label("model" if analysis.input.exchangeable else "real steps")
     axes.set_xlabel(_axis(link), color=COLORS["objective"])
     axes.set_ylabel(_outcome_axis(analysis), color=COLORS["outcome"])
     if 1 < len(link.pairs) <= 5:
@@ -119,9 +119,14 @@ def scatter(analysis: Analysis) -> Drawing | str:
         figure.legend(loc="outside lower center", ncols=len(link.pairs), fontsize=9, **style)
     outside = focus(axes.set_xlim, np.concatenate([one.objective_T for one in link.pairs]))
     axes.set_title(f"Spearman {interval_text(link.pooled['spearman'])},  n = {link.evaluations}")
+    point = (
+        "One point per model; color is its turn, which means nothing, the marker is the seed. "
+        if analysis.input.exchangeable
+        else "One point per evaluation, both sides measured at the same step of the same run; color is time, the "
+        "marker is the seed. "
+    )
     caption = (
-        "One point per evaluation, both sides measured at the same step of the same run; color is time, the marker is "
-        "the seed. The correlation is the mean over seeds of the correlation within each"
+        f"{point}The correlation is the mean over seeds of the correlation within each"
         + (", signed so that better objective with better outcome is positive." if link.lower_is_better else ".")
         + outside
     )

@@ -100,10 +100,14 @@ def _links(analysis: Analysis) -> Section:
         rows.append(Row((label(link.objective), *pooled, correlation_text(link.across_seeds), count)))
     names = tuple(Column(method.capitalize()) for method in METHODS)
     columns = (Column("objective", "objective"), *names, Column("across seeds"), Column("evaluations / seeds"))
+    models = analysis.input.exchangeable
+    resampled = (
+        "model by model" if models else "in blocks of neighbors; two curves that both rise correlate for that alone"
+    )
     note = (
         "Signed so that positive says: a better objective went with a better outcome. The first three are means over "
-        "seeds of the correlation within each, resampled in blocks of neighbors; two curves that both rise correlate "
-        "for that alone. Across seeds: Spearman of the last values, one point per seed."
+        f"seeds of the correlation within each, resampled {resampled}. Across seeds: Spearman of the "
+        f"{'means' if models else 'last values'}, one point per seed."
     )
     title = f"Each objective against {label(analysis.outcome)}"
     if not rows:
@@ -126,9 +130,9 @@ def _runs(analysis: Analysis) -> Section:
             state,
         )
         rows.append(Row(cells, failed=record.state == "failed"))
-    outcome = label(analysis.outcome)
+    outcome, last_or_mean = label(analysis.outcome), "mean" if analysis.input.exchangeable else "last"
     columns = (
-        Column("seed"), Column(f"last {outcome}", "outcome"), Column(f"best {outcome}", "outcome"),
+        Column("seed"), Column(f"{last_or_mean} {outcome}", "outcome"), Column(f"best {outcome}", "outcome"),
         Column("Spearman within the seed"), Column("onset"), Column("state"),
     )  # fmt: skip
     note = (

@@ -80,6 +80,8 @@ class ReportInput:
         resamples: bootstrap resamples behind every interval.
         distance: proxy and gold along the distance from a reference policy, where there is one.
         samples: answers kept for a reader, per seed, the worst disagreements first.
+        exchangeable: whether evaluations are of models side by side, not of moments one after the other: then no
+            neighbors are kept together in a resample, and a seed is summed up by its mean, not by its last evaluation.
 
     Raises:
         StorageError: a column is missing.
@@ -98,6 +100,7 @@ class ReportInput:
     resamples: int = 2000
     distance: Distance | None = None
     samples: Mapping[int, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    exchangeable: bool = False
 
     def __post_init__(self) -> None:
         """Refuse a table that no report can be made of."""
@@ -277,6 +280,8 @@ class Statistics(Protocol):
         rng: np.random.Generator,
         resamples: int = ...,
         confidence: float = ...,
+        *,
+        exchangeable: bool = ...,
     ) -> IntervalLike:
         """Mean over seeds of the correlation within each."""
         ...

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import html as html_text
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ import pytest
 from proxygap.base.errors import InvalidExperiment, StorageError
 from proxygap.base.seeds import generator
 from proxygap.probe import statistics
-from proxygap.report.analysis import analyze
+from proxygap.report.analysis import analyze, last_value
 from proxygap.report.compare import compare, comparison_page, write_comparison
 from proxygap.report.html import write_report
 from proxygap.report.records import COLUMNS, EventRecord, ReportInput, SeedRecord
@@ -60,6 +61,17 @@ def body(path):
     text = re.sub(r"<style>.*?</style>", "", path.read_text(), flags=re.DOTALL)
     lines = [html_text.unescape(re.sub(r"<[^>]+>", " ", line)).strip() for line in text.splitlines()]
     return [line for line in lines[lines.index(next(filter(None, lines))) + 1 :] if line]
+
+
+def test_a_seed_of_models_side_by_side_comes_to_their_mean():
+    given = make(trend(1, evaluations=12), seeds=(0, 1), exchangeable=True)
+    returns = given.measurements[given.measurements["key"] == "outcome/return"]
+    mean = returns.groupby("seed")["value"].mean()
+    found = analyze(given, statistics)
+    for seed in (0, 1):
+        assert last_value(given, "outcome/return", seed) == pytest.approx(mean[seed])
+        assert found.finals[0].per_seed[seed][0] == pytest.approx(mean[seed])
+    assert last_value(make(trend(1, evaluations=12), seeds=(0, 1)), "outcome/return", 0) != pytest.approx(mean[0])
 
 
 @pytest.mark.parametrize(
@@ -227,6 +239,13 @@ def test_comparison_is_paired_at_equal_steps(tmp_path):
     assert page.verdict == "mbpo gave a better return than sac: difference 30.00 [30.00, 30.00] on 3 equal seeds."
     assert body(write_comparison(comparison, tmp_path))[0] == page.verdict
     assert comparison.population["held_out_log_likelihood"][0].samples == 8
+
+
+def test_models_side_by_side_are_compared_by_their_means():
+    base, better = (replace(flat(level, (0, 1, 2)), exchangeable=True) for level in (100, 130))
+    entry = compare([base, better], "return", statistics).entries[1]
+    assert entry.final_minus_baseline.estimate == pytest.approx(30 * 0.625)
+    assert entry.area_minus_baseline.estimate == pytest.approx(30 * 0.625)
 
 
 def test_a_comparison_of_too_little_stays_undecided():

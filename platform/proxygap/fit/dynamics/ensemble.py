@@ -228,8 +228,11 @@ class GaussianEnsemble:
         stepper = self._stepper(seats.places, precision)
         output = stepper.heads(seats.take(stepper.inputs(obs_BO, action_BA)))
         raw = self._raw(output, seats.count, seats.places)
-        tensors = {field.name: getattr(raw, field.name) for field in fields(Prediction)}
-        return Prediction(**{name: None if tensor is None else seats.leave(tensor) for name, tensor in tensors.items()})
+        tensors: dict[str, Any] = {field.name: getattr(raw, field.name) for field in fields(Prediction)}
+        left: dict[str, Any] = {
+            name: None if tensor is None else seats.leave(tensor) for name, tensor in tensors.items()
+        }
+        return Prediction(**left)
 
     def _stepper(self, places: tuple[int, ...], precision: Precision) -> Stepper:
         shaped = self._sizes.shaped

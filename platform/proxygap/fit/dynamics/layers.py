@@ -3,7 +3,7 @@
 Fresh memory for activations and gradients, and copies of gradients to where Adam reads them, cost about a third of a
 training step. Here both passes write in place, and weights' gradients are written where they belong.
 
-Shape legend: M members, B rows, I inputs, W units of a layer, X outputs of the last layer.
+Shape legend: M members, B rows, I inputs, W units of a layer, X outputs of the last layer, T predicted targets.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.functional import softplus
 
 from proxygap.fit.dynamics.network import Weights
 
@@ -27,10 +28,10 @@ class _Memory:
 
 
 class Layers:
-    """Affine layers with SiLU between, as `network.forward` has them.
+    """Affine layers with SiLU between, and the soft bounds of log-variances behind, as `network.forward` has them.
 
     One gradient step is `begin`, any number of calls, and one backward pass of autograd through all of them, which
-    writes the gradients (adds, from the second call on) into ``grads``.
+    writes the gradients (adds, from the second call on) into ``grads``; those of the bounds are autograd's answer.
 
     Args:
         weights: parameters of all members; used in place.
@@ -52,10 +53,13 @@ class Layers:
         """A new step: memory is free again, and old gradients are overwritten."""
         self._calls, self._fresh = 0, True
 
-    def __call__(self, input_MBI: torch.Tensor, anchor: torch.Tensor) -> torch.Tensor:
-        """Outputs (M, B, X), differentiable in the input; ``anchor`` is any leaf that is being differentiated."""
-        out: torch.Tensor = _Differentiable.apply(input_MBI, anchor, self)  # type: ignore[no-untyped-call]
-        return out
+    def __call__(
+        self, input_MBI: torch.Tensor, upper_M1T: torch.Tensor, lower_M1T: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Means and bounded log-variances (M, B, T), and all other outputs, differentiable in input and bounds."""
+        told: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+        told = _Differentiable.apply(input_MBI, upper_M1T, lower_M1T, self)  # type: ignore[no-untyped-call]
+        return told
 
     def forward(self, input_MBI: torch.Tensor) -> tuple[torch.Tensor, int]:
         """Outputs, in memory that the next step uses again, and the number of this call."""
@@ -103,15 +107,25 @@ class Layers:
 
 
 class _Differentiable(torch.autograd.Function):
-    """`Layers` as autograd sees them: a function of the input alone."""
+    """`Layers` as autograd sees them: a function of the input and the bounds."""
 
     @staticmethod
-    def forward(ctx: Any, input_MBI: torch.Tensor, anchor: torch.Tensor, layers: Layers) -> torch.Tensor:  # noqa: ARG004 - makes autograd come back
-        out, call = layers.forward(input_MBI)
-        ctx.layers, ctx.call, ctx.rows = layers, call, input_MBI.detach()
-        return out.detach()
+    def forward(ctx: Any, input_MBI: torch.Tensor, upper: torch.Tensor, lower: torch.Tensor, layers: Layers) -> Any:
+        out_MBX, ctx.call = layers.forward(input_MBI)
+        out_MBX, targets = out_MBX.detach(), upper.shape[-1]
+        ctx.layers, ctx.rows = layers, input_MBI.detach()
+        ctx.below = upper - out_MBX[..., targets : 2 * targets]
+        ctx.above = upper - softplus(ctx.below) - lower
+        return out_MBX[..., :targets], lower + softplus(ctx.above), out_MBX[..., 2 * targets :]
 
     @staticmethod
-    def backward(ctx: Any, grad_MBX: torch.Tensor) -> Any:
-        to_input = ctx.needs_input_grad[0]
-        return ctx.layers.backward(ctx.call, ctx.rows, grad_MBX, to_input=to_input), None, None
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        grad_mean, grad_log_var, grad_rest = grads
+        inner = grad_log_var * ctx.above.sigmoid()  # what reaches the first softplus: softplus' is sigmoid
+        raw = inner * ctx.below.sigmoid()
+        to_upper, to_lower = (
+            (more - less).sum(dim=1, keepdim=True) for more, less in ((inner, raw), (grad_log_var, inner))
+        )
+        grad_MBX = torch.cat([grad_mean, raw, grad_rest], dim=-1)
+        to_input = ctx.layers.backward(ctx.call, ctx.rows, grad_MBX, to_input=ctx.needs_input_grad[0])
+        return to_input, to_upper, to_lower, None

@@ -114,9 +114,14 @@ def heads(out: torch.Tensor, upper: torch.Tensor, lower: torch.Tensor, *, shaped
     targets = upper.shape[-1]
     log_var = upper - torch.nn.functional.softplus(upper - out[..., targets : 2 * targets])
     log_var = lower + torch.nn.functional.softplus(log_var - lower)
-    shape = bounded_shape(out[..., 2 * targets : 3 * targets]) if shaped else None
-    logit = out[..., -1] if out.shape[-1] > (2 + shaped) * targets else None
-    return Normalized(out[..., :targets], log_var, logit, shape)
+    return told_apart(out[..., :targets], log_var, out[..., 2 * targets :], shaped=shaped)
+
+
+def told_apart(mean: torch.Tensor, log_var: torch.Tensor, rest: torch.Tensor, *, shaped: bool) -> Normalized:
+    """Means, bounded log-variances and what the ``rest`` of the outputs is: shapes, then a logit, where learned."""
+    targets = mean.shape[-1]
+    shape = bounded_shape(rest[..., :targets]) if shaped else None
+    return Normalized(mean, log_var, rest[..., -1] if rest.shape[-1] > shaped * targets else None, shape)
 
 
 def bounded_shape(out: torch.Tensor) -> torch.Tensor:

@@ -140,11 +140,8 @@ class Seats:
     def take(self, rows_BX: torch.Tensor) -> torch.Tensor:
         """Rows on their seats, (K, S, X), zeros on empty ones."""
         size = len(self.places) * self.count
-        return (
-            rows_BX.new_zeros(size, rows_BX.shape[1])
-            .index_copy_(0, self.seat_B, rows_BX)
-            .unflatten(0, (-1, self.count))
-        )
+        seated = rows_BX.new_zeros(size, rows_BX.shape[1]).index_copy_(0, self.seat_B, rows_BX)
+        return seated.view(len(self.places), self.count, rows_BX.shape[1])
 
     def leave(self, seated: torch.Tensor) -> torch.Tensor:
         """What (K, S, ...) holds for each row, (B, ...)."""

@@ -18,7 +18,7 @@ from proxygap.base.protocols import DynamicsLoss, Normalized
 from proxygap.base.seeds import derived_seed
 from proxygap.fit.dynamics.layers import Layers
 from proxygap.fit.dynamics.losses import SquaredError
-from proxygap.fit.dynamics.network import Weights, forward, heads, padded_storage, storage_view
+from proxygap.fit.dynamics.network import Weights, forward, padded_storage, storage_view, told_apart
 from proxygap.fit.dynamics.rows import Batch, Side
 from proxygap.fit.dynamics.settings import GaussianEnsembleSettings
 
@@ -97,23 +97,34 @@ class Stack:
     def __init__(self, settings: GaussianEnsembleSettings, weights: Weights) -> None:
         self._settings = settings
         self.members = len(weights["max_log_var"])
-        self._flat: dict[str, torch.nn.Parameter] = {}
         self._leaves: Weights = {}
         self._grads: Weights = {}
-        for name, weight in weights.items():
-            storage_MP = padded_storage(weight)
-            grad_MP = torch.zeros_like(storage_MP)
-            self._flat[name] = torch.nn.Parameter(storage_MP)
-            self._flat[name].grad = grad_MP
-            self._leaves[name] = storage_view(storage_MP, weight)
-            self._grads[name] = storage_view(grad_MP, weight)
+        self._padded: dict[str, int] = {}
+        names: dict[float, list[str]] = {}
+        for name in weights:
+            names.setdefault(self._decay(name), []).append(name)
+        self._names = list(names.values())
+        self._flats = [self._joined(weights, some) for some in self._names]
         self._layers = Layers(self._leaves, self._grads)
         self._bounds = [self._leaves[name].requires_grad_() for name in ("max_log_var", "min_log_var")]
-        groups: dict[float, list[torch.nn.Parameter]] = {}
-        for name, flat in self._flat.items():
-            groups.setdefault(self._decay(name), []).append(flat)
-        parameters = [{"params": flats, "weight_decay": decay} for decay, flats in groups.items()]
-        self._adam = torch.optim.Adam(parameters, lr=settings.learning_rate, fused=True)
+        groups = [{"params": [flat], "weight_decay": decay} for decay, flat in zip(names, self._flats, strict=True)]
+        self._adam = torch.optim.Adam(groups, lr=settings.learning_rate, fused=True)
+
+    def _joined(self, weights: Weights, names: Sequence[str]) -> torch.nn.Parameter:
+        """All that decays alike as one parameter: Adam then passes over memory once, not once per name."""
+        pieces = [padded_storage(weights[name]) for name in names]
+        flat = torch.nn.Parameter(torch.cat([piece.flatten() for piece in pieces]))
+        flat.grad = torch.zeros_like(flat)
+        self._padded |= {name: piece.shape[1] for name, piece in zip(names, pieces, strict=True)}
+        for tensors, whole in ((self._leaves, flat.detach()), (self._grads, flat.grad)):
+            for name, part_MP in zip(names, self._parts(whole, names), strict=True):
+                tensors[name] = storage_view(part_MP, weights[name])
+        return flat
+
+    def _parts(self, whole: torch.Tensor, names: Sequence[str]) -> list[torch.Tensor]:
+        """What `_joined` put together, as (M, P) each."""
+        parts = torch.split(whole, [self.members * self._padded[name] for name in names])
+        return [part.view(self.members, -1) for part in parts]
 
     def _decay(self, name: str) -> float:
         decays = self._settings.weight_decay
@@ -135,7 +146,7 @@ class Stack:
         shaped = self._settings.loss.learns_shape
 
         def predict(input_MBI: torch.Tensor) -> Normalized:
-            return heads(self._layers(input_MBI, upper), upper, lower, shaped=shaped)
+            return told_apart(*self._layers(input_MBI, upper, lower), shaped=shaped)
 
         self._layers.begin()
         total = data_loss(self._settings.loss, predict, batch).sum() + BOUND_PENALTY * (upper.sum() - lower.sum())
@@ -147,10 +158,12 @@ class Stack:
         """The same members at the same point of their training, without the others."""
         index = torch.as_tensor(positions, device=self._leaves["max_log_var"].device)
         kept = Stack(self._settings, {name: leaf.detach()[index] for name, leaf in self._leaves.items()})
-        for name, flat in self._flat.items():
-            moments = self._adam.state[flat]
-            kept._adam.state[kept._flat[name]] = {
-                key: moment.clone() if key == "step" else moment[index] for key, moment in moments.items()
+        for names, mine, theirs in zip(self._names, self._flats, kept._flats, strict=True):
+            kept._adam.state[theirs] = {
+                key: moment.clone()
+                if key == "step"
+                else torch.cat([part_MP[index].flatten() for part_MP in self._parts(moment, names)])
+                for key, moment in self._adam.state[mine].items()
             }
         return kept
 
