@@ -23,7 +23,7 @@ studies: .venv/installed
 	for study in pipelines/studies/*.yaml; do $(BIN)/proxygap run $$study || exit $$?; done
 	for sweep in pipelines/sweeps/*.yaml; do $(BIN)/proxygap sweep $$sweep || exit $$?; done
 
-bench: .venv/installed-bench
+bench: .venv/installed-bench .venv/mbrl/installed
 	for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit $$?; done
 
 chaos: .venv/installed-dev
@@ -51,4 +51,11 @@ clean:
 
 .venv/installed-bench: .venv/installed
 	$(BIN)/pip install --quiet --constraint requirements.lock --group bench
+	touch $@
+
+.venv/mbrl/installed: benchmarks/peers/mbrl.txt | .venv/installed
+	$(PYTHON) -m venv --clear .venv/mbrl
+	.venv/mbrl/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	.venv/mbrl/bin/pip install --quiet --requirement $<
+	.venv/mbrl/bin/pip install --quiet --no-deps mbrl==0.2.0
 	touch $@

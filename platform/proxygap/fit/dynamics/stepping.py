@@ -5,8 +5,8 @@ of `Seats`, B rows in all, M members of the stack, S seats of a member, X column
 
 Weights are gathered and cast once per choice of members, not per call. Inputs are normalized, and outputs brought to
 raw units, in float32; bfloat16 is the arithmetic between. There, products are so fast that passes over activations
-count: biases are rows of the weights, multiplied by a unit that is always 1. No rows are padded: numbers agree with
-those of `predict_rows` to rounding, not bit for bit.
+count: biases are rows of the weights, multiplied by a unit that is always 1. The rows of `step_members` are not padded:
+its numbers agree with those of `predict_rows` to rounding, not bit for bit.
 """
 
 from __future__ import annotations
