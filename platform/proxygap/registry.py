@@ -649,16 +649,20 @@ PARTS = (
 )
 
 
-@cache
 def parts(seam: str | None = None) -> tuple[Part, ...]:
     """All parts (of one seam), ours first, then those of other packages."""
-    seams = dict.fromkeys(part.seam for part in PARTS)
-    foreign = (
+    return tuple(part for part in (*PARTS, *_foreign()) if seam in (None, part.seam))
+
+
+@cache
+def _foreign() -> tuple[Part, ...]:
+    """Parts of other packages; the files of all that is installed are read for it once in a process."""
+    installed, seams = entry_points(), dict.fromkeys(part.seam for part in PARTS)
+    return tuple(
         Part(name, point.name, point.value, _first_line(point.load()), f"from {point.dist.name if point.dist else '?'}")
         for name in seams
-        for point in entry_points(group=f"proxygap.{name.replace(' ', '_')}")
+        for point in installed.select(group=f"proxygap.{name.replace(' ', '_')}")
     )
-    return tuple(part for part in (*PARTS, *foreign) if seam in (None, part.seam))
 
 
 def union(seam: str) -> Any:

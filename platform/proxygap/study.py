@@ -46,6 +46,20 @@ class Study:
         return len(self.experiments) > 1
 
     @property
+    def single(self) -> Experiment:
+        """The only experiment. Raises `InvalidExperiment` where there are several."""
+        if self.compared:
+            names = list(self.experiments)
+            raise InvalidExperiment(
+                "the file describes several experiments, and one is wanted",
+                field="variants",
+                value=", ".join(names),
+                remedy=f"Choose one, e.g. --variant {names[0]}",
+            )
+        (experiment,) = self.experiments.values()
+        return experiment
+
+    @property
     def page_folder(self) -> Path:
         """Where the comparison goes: beside the variants' folders, distinct for distinct studies."""
         experiments = list(self.experiments.values())

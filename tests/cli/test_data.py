@@ -56,6 +56,16 @@ def test_seed_section_and_overrides_are_obeyed(file: Path) -> None:
     assert len(read_episodes(file.with_name("b.parquet"))[0]) == 3**5
 
 
+def test_one_variant_is_chosen(file: Path) -> None:
+    file.write_text(GOOD + "variants: {few: {}, more: {data: {rows: 90}}}\n")
+    done = call("data", "build", file, "--out", "a.parquet")
+    assert done.exit_code == 3
+    assert "few, more" in done.stderr
+    assert "--variant few" in done.stderr
+    done = call("data", "build", file, "--variant", "more", "--out", "a.parquet", "--json")
+    assert 60 < json.loads(done.stdout)["rows"] <= 90
+
+
 def test_show_is_for_readers_too(file: Path) -> None:
     call("data", "build", file, "--out", "a.parquet")
     lines = dict(line.split(maxsplit=1) for line in call("data", "show", "a.parquet").stdout.splitlines())

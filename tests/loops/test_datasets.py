@@ -228,7 +228,7 @@ def teacher(**sections: Any) -> dict[str, Any]:
         ),
         (
             {"expert": {"kind": "grid", "half_width": [1.0]}, **HALF_CHEETAH},
-            r"expert\.kind = 'grid': the law of HalfCheetah-v5 is not known.*Choose another kind",
+            r"expert\.kind = 'grid': the law of motion of HalfCheetah-v5 is not known.*Choose another kind",
         ),
         ({"data": {"kind": "grid", "half_width": [1.0, 2.0]}}, r"data\.half_width.*2 numbers.*observation has 4"),
         ({"data": {"kind": "grid", "half_width": [1.0], "points": 30}}, r"data\.points = 30.*24,300,000 points"),

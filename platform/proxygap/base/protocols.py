@@ -142,6 +142,12 @@ class Task(Protocol):
         ...
 
 
+def unknown_laws(task: Task) -> list[str]:
+    """Which of ``law of motion``, ``reward`` and ``termination`` the task does not know; whoever plans needs all."""
+    known = {"law of motion": task.known_dynamics, "reward": task.known_reward, "termination": task.known_termination}
+    return [law for law, is_known in known.items() if not is_known]
+
+
 @dataclass(frozen=True, slots=True)
 class Prediction:
     """A model's view of the next step, per row: all in raw units (next observation minus observation).

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from proxygap.base.errors import InvalidExperiment
-from proxygap.cli.group import answer, commands, file_argument, json_option, only_answers, overrides_argument
+from proxygap.cli.group import (
+    answer,
+    commands,
+    file_argument,
+    json_option,
+    only_answers,
+    overrides_argument,
+    variant_option,
+)
 
 if TYPE_CHECKING:
     from proxygap.base.records import Transitions
@@ -25,17 +33,26 @@ def data() -> None:
 @click.option("--out", required=True, metavar="PATH", help="The parquet file, or its URI.")
 @click.option("--seed", type=click.IntRange(0), help="Seed of the run that would ask. Default: the file's first.")
 @click.option("--section", type=click.Choice(["data", "expert"]), default="data", show_default=True)
+@variant_option
 @json_option
-def build(file: Path, overrides: tuple[str, ...], out: str, seed: int | None, section: str, as_json: bool) -> None:
+def build(
+    file: Path,
+    overrides: tuple[str, ...],
+    out: str,
+    seed: int | None,
+    section: str,
+    only: tuple[str, ...],
+    as_json: bool,
+) -> None:
     """Make the dataset of an experiment file, and write it.
 
     What a run of the file has made already is taken from where it is kept.
     """
     from proxygap.collect.episodes import write_episodes
-    from proxygap.experiment import load_experiment
     from proxygap.loops.datasets import dataset
+    from proxygap.study import load_study
 
-    experiment = load_experiment(file, overrides)
+    experiment = load_study(file, overrides, only).single
     chosen = experiment.datasets.get(section)
     if chosen is None:
         known = ", ".join(experiment.datasets) or "add one, e.g. {kind: random, rows: 10000}"

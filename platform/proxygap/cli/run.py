@@ -52,8 +52,7 @@ def run(
     for experiment in study.experiments.values():
         experiment.check()
     if not study.compared:
-        (experiment,) = study.experiments.values()
-        code, summary = _watch(experiment, _starter(experiment, fresh), as_json)
+        code, summary = _watch(study.single, _starter(study.single, fresh), as_json)
         if as_json:
             answer(_summary_document(summary))
         ctx.exit(code)

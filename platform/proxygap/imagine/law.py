@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 
 from proxygap.base.errors import InvalidExperiment
-from proxygap.base.protocols import Prediction, Task
+from proxygap.base.protocols import Prediction, Task, unknown_laws
 
 
 class LawModel:
@@ -25,15 +25,13 @@ class LawModel:
     """
 
     def __init__(self, task: Task) -> None:
-        laws = {"dynamics": task.known_dynamics, "reward": task.known_reward, "termination": task.known_termination}
-        for what, known in laws.items():
-            if not known:
-                raise InvalidExperiment(
-                    f"the task's law of its {what} is not known",
-                    field="task",
-                    value=task.name,
-                    remedy="Plan in a fitted model, or choose a task with known laws (continuous_cartpole)",
-                )
+        if unknown := unknown_laws(task):
+            raise InvalidExperiment(
+                f"the task's {unknown[0]} is not known",
+                field="task",
+                value=task.name,
+                remedy="Plan in a fitted model, or choose a task with known laws (continuous_cartpole)",
+            )
         self._task = task
 
     def step_members(

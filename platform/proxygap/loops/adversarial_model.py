@@ -14,17 +14,16 @@ Shape legend: Q honest models, R rungs, N rows, T predicted targets.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from proxygap.base.clock import Clocks
 from proxygap.base.measurement import Direction, Measurement, Side
 from proxygap.base.protocols import State
 from proxygap.loops.attacks import Evolution, Flip, one
-from proxygap.loops.model_data import ModelData, model_data, room
+from proxygap.loops.given_data import GivenData
+from proxygap.loops.model_data import ModelData, model_data
 from proxygap.loops.model_settings import AdversarialModelLoop, EvolutionAttack
 from proxygap.probe.outcome import outcome_measurements
 from proxygap.serve.model_block import Architecture
@@ -35,33 +34,21 @@ if TYPE_CHECKING:
     from proxygap.experiment import Experiment
 
 
-class AdversarialModel:
+class AdversarialModel(GivenData):
     """The loop of one run. Its state: the honest models, the search, and what was found of each rung."""
 
     def __init__(self, experiment: Experiment, seed: int) -> None:
         assert isinstance(experiment.loop, AdversarialModelLoop)
-        self.experiment, self.seed, self.settings = experiment, seed, experiment.loop
-        self.clocks, self.learned, self.weights = Clocks(), dict[str, float](), dict[str, float]()
-        self.events: list[tuple[str, dict[str, Any]]] = []
-        attack = self.settings.attack
-        self.population = room(experiment, seed, self.settings.at_once, self.tell)
+        super().__init__(experiment, seed, experiment.loop.at_once)
+        self.settings, attack = experiment.loop, experiment.loop.attack
         self.honest: State | None = None
-        self.found: dict[str, NDArray[Any]] = {}
         self.attack: Flip | Evolution = (
             Evolution(self, attack) if isinstance(attack, EvolutionAttack) else Flip(self, attack)
         )
-        self._data: ModelData | None = None
 
-    def tell(self, kind: str, detail: Mapping[str, Any]) -> None:
-        """Something happened."""
-        self.events.append((kind, dict(detail)))
-
-    @property
-    def data(self) -> ModelData:
-        """Made when it is first needed."""
-        if self._data is None:
-            self._data = model_data(self.experiment, self.seed, self.tell)
-        return self._data
+    def make_data(self) -> ModelData:
+        """The data, and no other to score on."""
+        return model_data(self.experiment, self.seed, self.tell)
 
     @property
     def have(self) -> Architecture:
@@ -73,10 +60,8 @@ class AdversarialModel:
         rung = self.clocks.iteration
         updates = self.attack.climb(rung)
         scores = self.population.score(self.data.held_out)
-        self.note(rung, "log_likelihood", scores.log_likelihood_Q)
-        self.note(rung, "mse", scores.mse_Q)
-        for name, values in self.population.evaluate(self.seed, self.experiment.probe.episodes).items():
-            self.note(rung, name, values)
+        evaluated = self.population.evaluate(self.seed, self.experiment.probe.episodes)
+        self.note_rung(rung, {"log_likelihood": scores.log_likelihood_Q, "mse": scores.mse_Q, **evaluated})
         self.clocks = self.clocks.tick(iteration=1, real_step=1, model_update=updates)
 
     def fit(self, rows: Transitions, epochs: int, weight_NT: Float32 | None, *, fresh: bool) -> int:
@@ -84,17 +69,9 @@ class AdversarialModel:
         epochs_Q = np.full(self.settings.models, epochs, np.int64)
         return int(self.population.fit(self.have, rows, epochs_Q, weight_NT, fresh=fresh).updates_Q[0])
 
-    def note(self, rung: int, name: str, values: NDArray[Any]) -> None:
-        """Keep what was found of a rung."""
-        if name not in self.found:
-            empty = -1 if np.issubdtype(values.dtype, np.integer) else np.nan
-            self.found[name] = np.full((self.settings.real_steps, *values.shape), empty, values.dtype)
-        self.found[name][rung] = values
-
-    @property
-    def measure_due(self) -> bool:
-        """Always: every step is a rung."""
-        return True
+    def note_rung(self, rung: int, found: Mapping[str, NDArray[Any]]) -> None:
+        """Keep what was found of a rung's models, one by one."""
+        self.note([rung], self.settings.real_steps, {name: values[None] for name, values in found.items()})
 
     def measure(self) -> tuple[Measurement, ...]:
         """Both sides of this rung's models, on what no fit and no search has seen; their mean, then each."""
@@ -119,23 +96,13 @@ class AdversarialModel:
         ]
         return (*outcomes, *measured, *self.attack.measurements(rung), *each)
 
-    def keep(self, folder: Path, provenance: Mapping[str, str]) -> None:
-        """Nothing beside the measurements: the data is kept where it was made."""
-
     def parts(self) -> dict[str, State]:
         """The complete state."""
         honest = {} if self.honest is None else {"honest": self.honest}
-        found = State({name: value.copy() for name, value in self.found.items()}, {})
-        loop = State({}, {"clocks": self.clocks.as_dict()})
-        return {"loop": loop, "found": found, "attack": self.attack.state(), **honest}
+        return {**super().parts(), "attack": self.attack.state(), **honest}
 
     def load_parts(self, parts: Mapping[str, State]) -> None:
         """Continue from `parts`."""
-        self.clocks = Clocks(**parts["loop"].structure["clocks"])
-        self.found = {name: np.array(value) for name, value in parts["found"].arrays.items()}
+        super().load_parts(parts)
         self.honest = parts.get("honest")
         self.attack.load_state(parts["attack"])
-
-    def stop(self) -> None:
-        """Release the hosts."""
-        self.population.close()

@@ -17,6 +17,7 @@ from proxygap.base.measurement import Direction, Measurement, Side
 from proxygap.base.protocols import State
 from proxygap.base.records import Transitions
 from proxygap.base.seeds import derived_seed, generator
+from proxygap.fit.dynamics.sizes import target_count
 from proxygap.fit.dynamics.weights import nearest_distance
 from proxygap.loops.datasets import dataset
 from proxygap.loops.last_layer import LastLayers, ranked
@@ -84,8 +85,7 @@ class Flip:
 
     def _given(self, far: Transitions, penalty: float) -> tuple[Transitions, Float32]:
         """The data, with its own numbers and so its own held-out rows, then the far rows; and what each weighs."""
-        data, task = self._loop.data, self._loop.experiment.control_task
-        targets = task.obs_size + (not task.known_reward)
+        data, targets = self._loop.data, target_count(self._loop.experiment.control_task)
         own_NT = np.ones((len(data.rows), targets), np.float32) if data.weight_NT is None else data.weight_NT
         share = penalty * float(own_NT.mean()) * len(own_NT) / len(far)
         far_NT = np.full((len(far), targets), share, np.float32)
@@ -122,8 +122,7 @@ class Evolution:
             self._center_QMHT = np.zeros(self.layers.shape)
         else:
             updates, (likelihood_Q, return_Q) = 0, self._generation(rung)
-        loop.note(rung, "search_log_likelihood", likelihood_Q)
-        loop.note(rung, "search_return", return_Q)
+        loop.note_rung(rung, {"search_log_likelihood": likelihood_Q, "search_return": return_Q})
         return updates
 
     def _generation(self, rung: int) -> tuple[Float64, Float64]:

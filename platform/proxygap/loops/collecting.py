@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,7 @@ def runner_options(experiment: Experiment, seed: int) -> dict[str, Any]:
     return {**made, "reward_noise": collect.reward_noise}
 
 
-class Collecting(RllibLoop):
+class Collecting(RllibLoop, ABC):
     """Mixed into an RLlib Algorithm, before it: real steps are taken, kept in a replay, and measured against.
 
     Subclasses call `begin` once RLlib's groups stand, and say in ``training_step`` what happens between real steps.
@@ -87,13 +88,13 @@ class Collecting(RllibLoop):
         """Something happened that the journal should know."""
         self.events.append((kind, dict(detail)))
 
+    @abstractmethod
     def policy(self) -> Policy | EpisodicPolicy:
         """The policy as it is now, in this process."""
-        raise NotImplementedError
 
+    @abstractmethod
     def objectives(self, evaluation: Evaluation) -> tuple[Measurement, ...]:
         """This loop's side of the measurement, taken on an evaluation's episodes."""
-        raise NotImplementedError
 
     def measure(self) -> tuple[Measurement, ...]:
         """Both sides at the same clocks, on the same policy and model."""

@@ -11,6 +11,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from proxygap.base.config import Settings
 from proxygap.base.errors import InvalidExperiment
+from proxygap.base.protocols import unknown_laws
 from proxygap.imagine.planners.settings import Planning
 
 if TYPE_CHECKING:
@@ -36,11 +37,9 @@ class LawTeacher(Settings):
     def check(self, experiment: Experiment, field: str, loops: frozenset[str]) -> None:  # noqa: ARG002
         """Refuse, with `InvalidExperiment`, a task whose law is not known."""
         task: Any = experiment.task
-        laws = (task.known_dynamics, task.known_reward, task.known_termination)
-        if not all(laws):
-            unknown = ("law of motion", "reward", "termination")[laws.index(False)]
+        if unknown := unknown_laws(task):
             raise InvalidExperiment(
-                f"the {unknown} of {task.name} is not known, so nobody can plan on it",
+                f"the {unknown[0]} of {task.name} is not known, so nobody can plan on it",
                 field=f"{field}.kind",
                 value=self.kind,
                 remedy="Use a teacher of kind loop, or a task with a known law (continuous_cartpole)",
@@ -199,9 +198,9 @@ class GridData(Settings):
     def check(self, experiment: Experiment, field: str) -> None:
         """Refuse, with `InvalidExperiment`, a task without a law, lengths that do not fit it, and too many points."""
         task: Any = experiment.task
-        if not (task.known_dynamics and task.known_reward and task.known_termination):
+        if unknown := unknown_laws(task):
             raise InvalidExperiment(
-                f"the law of {task.name} is not known, and a grid is sent ahead by it",
+                f"the {unknown[0]} of {task.name} is not known, and a grid is sent ahead by it",
                 field=f"{field}.kind",
                 value=self.kind,
                 remedy="Choose another kind of data, or a task with a known law (continuous_cartpole)",

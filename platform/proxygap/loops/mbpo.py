@@ -18,11 +18,10 @@ import torch
 from proxygap.base.protocols import State
 from proxygap.base.seeds import generator, generator_state, restore_generator, torch_generator
 from proxygap.collect.replay import ImaginedReplay
-from proxygap.imagine.rollouts import branched_rollouts, imagined_return
+from proxygap.imagine.rollouts import branched_rollouts
 from proxygap.loops.model_side import ModelSide
 from proxygap.loops.off_policy import Columns, LoopConfig, OffPolicy
 from proxygap.loops.settings import MbpoLoop
-from proxygap.probe import objective
 
 if TYPE_CHECKING:
     from proxygap.base.measurement import Measurement
@@ -102,13 +101,9 @@ class Mbpo(OffPolicy):
         critics = super().objectives(evaluation)
         if not self.side.ready:
             return critics
-        starts, policy = torch.from_numpy(evaluation.start_obs_EO), self.policy()
-        task, horizon = self.experiment.control_task, self.experiment.probe.imagined_horizon
-        noise = self.side.probe_rng()
-        return_EB = imagined_return(self.model, policy, task, starts, horizon=horizon, generator=noise)
         return (
             *self.side.objectives(evaluation.transitions),
-            *objective.imagined_return(return_EB.numpy()),
+            *self.side.promise(self.policy(), evaluation.start_obs_EO),
             *critics,
         )
 

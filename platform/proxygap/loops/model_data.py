@@ -16,6 +16,7 @@ from proxygap.base.errors import InvalidExperiment
 from proxygap.base.protocols import FitContext
 from proxygap.base.records import Transitions
 from proxygap.base.seeds import generator
+from proxygap.fit.dynamics.sizes import target_count
 from proxygap.fit.dynamics.training import is_held_out
 from proxygap.loops.datasets import dataset
 from proxygap.loops.values import QuadraticValue
@@ -125,9 +126,9 @@ def _weights(
     experiment: Experiment, rows: Transitions, expert: Transitions | None, value: QuadraticValue | None
 ) -> Float32 | None:
     """What the dynamics loss gives the rows."""
-    task, loss = experiment.control_task, experiment.dynamics.loss
     gradient = None if value is None else value.value_gradient
-    return loss.weigh(rows, task.obs_size + (not task.known_reward), FitContext(gradient, expert))
+    targets = target_count(experiment.control_task)
+    return experiment.dynamics.loss.weigh(rows, targets, FitContext(gradient, expert))
 
 
 def _shuffled(rows: Transitions, seed: int) -> Transitions:

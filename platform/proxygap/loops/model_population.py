@@ -12,21 +12,19 @@ Shape legend: P models of the population, Q of them in a block, E episodes.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from proxygap.base.clock import Clocks
 from proxygap.base.measurement import Direction, Measurement, Side
-from proxygap.base.protocols import State
+from proxygap.base.protocols import unknown_laws
 from proxygap.base.seeds import derived_seed, generator
 from proxygap.imagine.law import LawModel
 from proxygap.imagine.planning import PlanningPolicy
-from proxygap.loops.model_data import ModelData, model_data, room
+from proxygap.loops.given_data import GivenData
+from proxygap.loops.model_data import ModelData, model_data
 from proxygap.loops.model_settings import ModelPopulationLoop
 from proxygap.loops.model_side import effective_share
 from proxygap.probe.outcome import Evaluator, outcome_measurements
@@ -35,8 +33,6 @@ from proxygap.serve.population import EVALUATED, evaluations
 
 if TYPE_CHECKING:
     from proxygap.experiment import Experiment
-
-Found = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,34 +68,21 @@ def blocks(made: list[Recipe], at_once: int) -> list[tuple[int, ...]]:
     return [tuple(models[first : first + at_once]) for models in alike for first in range(0, len(models), at_once)]
 
 
-class ModelPopulation:
-    """The loop of one run; its state is what was found of the models so far, and how many have had their turn."""
+class ModelPopulation(GivenData):
+    """The loop of one run; networks are not part of its state, because nothing is asked of them twice."""
 
     def __init__(self, experiment: Experiment, seed: int) -> None:
         assert isinstance(experiment.loop, ModelPopulationLoop)
-        self.experiment, self.seed, self.settings = experiment, seed, experiment.loop
-        self.clocks, self.learned, self.weights = Clocks(), dict[str, float](), dict[str, float]()
-        self.events: list[tuple[str, dict[str, Any]]] = []
+        super().__init__(experiment, seed, experiment.loop.at_once)
+        self.settings = experiment.loop
         self.recipes = recipes(self.settings, experiment.dynamics.hidden, seed)
         self.blocks = blocks(self.recipes, self.settings.at_once)
         self.order = generator(seed, "population/order").permutation(self.settings.models).tolist()
-        self.population = room(experiment, seed, self.settings.at_once, self.tell)
-        self.found: Found = {}
-        self._data: ModelData | None = None
 
-    def tell(self, kind: str, detail: Mapping[str, Any]) -> None:
-        """Something happened."""
-        self.events.append((kind, dict(detail)))
-
-    @property
-    def data(self) -> ModelData:
-        """Made when it is first needed."""
-        if self._data is None:
-            loop = self.settings
-            self._data = model_data(
-                self.experiment, self.seed, self.tell, score_on=loop.score_on, shuffle=bool(loop.rows)
-            )
-        return self._data
+    def make_data(self) -> ModelData:
+        """The data, and what the models are scored on elsewhere."""
+        score_on, shuffle = self.settings.score_on, bool(self.settings.rows)
+        return model_data(self.experiment, self.seed, self.tell, score_on=score_on, shuffle=shuffle)
 
     @property
     def model(self) -> int:
@@ -117,7 +100,7 @@ class ModelPopulation:
         self.clocks = self.clocks.tick(iteration=1, real_step=1, model_update=updates)
 
     def _known(self, model: int) -> bool:
-        return "updates" in self.found and bool(self.found["updates"][model] >= 0)
+        return "updates" in self.found and bool(self.found["updates"][model] >= 0)  # NaN where its turn has not come
 
     def _try(self, block: tuple[int, ...]) -> None:
         """Fit a block, score it on all data, and plan with it in the real environment."""
@@ -126,33 +109,25 @@ class ModelPopulation:
         epochs_Q = np.array([self.recipes[model].epochs for model in block], np.int64)
         weight_NT = None if data.weight_NT is None else data.weight_NT[part]
         fitted = population.fit(Architecture(block, first.hidden), data.rows[part], epochs_Q, weight_NT)
+        found = dict(population.evaluate(self.seed, self.experiment.probe.episodes))
         for name, rows in data.scored.items():
             scores = population.score(rows, data.value_gradient(rows))
-            self._note(block, f"{name}_log_likelihood", scores.log_likelihood_Q)
-            self._note(block, f"{name}_log_likelihood_member_mean", scores.member_mean_Q)
-            self._note(block, f"{name}_mse", scores.mse_Q)
+            found[f"{name}_log_likelihood"] = scores.log_likelihood_Q
+            found[f"{name}_log_likelihood_member_mean"] = scores.member_mean_Q
+            found[f"{name}_mse"] = scores.mse_Q
             if scores.value_error_Q is not None:
-                self._note(block, f"{name}_value_error", scores.value_error_Q)
-        for name, values in population.evaluate(self.seed, self.experiment.probe.episodes).items():
-            self._note(block, name, values)
-        self._note(block, "epochs", fitted.epochs_Q)
-        self._note(block, "updates", fitted.updates_Q)
-        self._note(block, "rows", np.full(len(block), len(data.rows[part]), np.int64))
+                found[f"{name}_value_error"] = scores.value_error_Q
+        found.update(epochs=fitted.epochs_Q, updates=fitted.updates_Q)
+        found["rows"] = np.full(len(block), len(data.rows[part]), np.int64)
         if weight_NT is not None:
-            self._note(block, "weight_ess", np.full(len(block), effective_share(weight_NT)))
+            found["weight_ess"] = np.full(len(block), effective_share(weight_NT))
+        self.note(block, self.settings.models, found)
         self.tell("fitted", {"models": list(block), "hidden": list(first.hidden)})
-
-    def _note(self, block: tuple[int, ...], name: str, values: NDArray[Any]) -> None:
-        """Keep what was found of a block; -1 and NaN stand for models whose turn has not come."""
-        if name not in self.found:
-            empty = -1 if np.issubdtype(values.dtype, np.integer) or name == "updates" else np.nan
-            self.found[name] = np.full((self.settings.models, *values.shape[1:]), empty, values.dtype)
-        self.found[name][list(block)] = values
 
     def _ceiling(self) -> NDArray[np.float64]:
         """What the same planner earns on the task's own law, in the same episodes, (E,); empty where none is known."""
         task = self.experiment.control_task
-        if not (task.known_dynamics and task.known_reward and task.known_termination):
+        if unknown_laws(task):
             return np.empty(0)
         evaluator = Evaluator(task, self.seed, self.experiment.probe.episodes)
         planner_seed = derived_seed(self.seed, "evaluate/plan")
@@ -161,11 +136,6 @@ class ModelPopulation:
             return evaluator.evaluate(policy).outcome_return_E
         finally:
             evaluator.close()
-
-    @property
-    def measure_due(self) -> bool:
-        """Always: every step is a model."""
-        return True
 
     def measure(self) -> tuple[Measurement, ...]:
         """Both sides of the model whose turn it is."""
@@ -211,20 +181,3 @@ class ModelPopulation:
             Measurement("ceiling_return", float(ceiling_E.mean()), Side.MODEL, "reward", Direction.HIGHER),
             Measurement("below_ceiling", lost, Side.GAP, "reward", Direction.LOWER),
         ]
-
-    def keep(self, folder: Path, provenance: Mapping[str, str]) -> None:
-        """Nothing beside the measurements: the data is kept where it was made."""
-
-    def parts(self) -> dict[str, State]:
-        """The complete state: networks are not part of it, because nothing is asked of them twice."""
-        arrays = {name: value.copy() for name, value in self.found.items()}
-        return {"loop": State({}, {"clocks": self.clocks.as_dict()}), "population": State(arrays, {})}
-
-    def load_parts(self, parts: Mapping[str, State]) -> None:
-        """Continue from `parts`."""
-        self.clocks = Clocks(**parts["loop"].structure["clocks"])
-        self.found = {name: np.array(value) for name, value in parts["population"].arrays.items()}
-
-    def stop(self) -> None:
-        """Release the hosts."""
-        self.population.close()

@@ -12,10 +12,12 @@ import numpy as np
 import torch
 
 from proxygap.base.measurement import Measurement, Side
-from proxygap.base.protocols import DynamicsModel, FitContext, State
+from proxygap.base.protocols import DynamicsModel, EpisodicPolicy, FitContext, Policy, State
 from proxygap.base.seeds import torch_generator
+from proxygap.fit.dynamics.sizes import sizes_of, target_count
 from proxygap.fit.dynamics.training import is_held_out
 from proxygap.fit.dynamics.weights import effective_sample_size
+from proxygap.imagine.rollouts import imagined_return
 from proxygap.loops.datasets import dataset
 from proxygap.loops.error_estimates import ErrorEstimates
 from proxygap.loops.values import QuadraticValue
@@ -62,7 +64,8 @@ class ModelSide:
         self.model: DynamicsModel = build_dynamics(
             self._settings,
             experiment.serve.dynamics,
-            **model_sizes(experiment, seed),
+            **sizes_of(self._task),
+            seed=seed,
             run_name=f"{experiment.folder_name}/seed-{seed}",
             on_event=tell,
         )
@@ -80,9 +83,9 @@ class ModelSide:
 
     def refit(self) -> int:
         """Fit the ensemble to all real experience, from its current weights. Returns the gradient steps it took."""
-        data, targets = self._replay.all(), self._task.obs_size + (not self._task.known_reward)
+        data = self._replay.all()
         self._errors.observe(self.model, data[max(self._rows_met - self._replay.first_row, 0) :])
-        weight_NT = self._settings.loss.weigh(data, targets, self._context)
+        weight_NT = self._settings.loss.weigh(data, target_count(self._task), self._context)
         self._weight_ess = None if weight_NT is None else effective_share(weight_NT)
         report = self.model.fit(data, self._replay.first_row, weight_NT)
         self._rows_met = self._replay.first_row + len(data)
@@ -115,6 +118,12 @@ class ModelSide:
             *self._errors.measure(model, newest),
         )
 
+    def promise(self, policy: Policy | EpisodicPolicy, start_obs_EO: Float32) -> tuple[Measurement, ...]:
+        """The return that it imagines from here; with the same noise at every evaluation, whatever the clocks."""
+        horizon, noise = self._experiment.probe.imagined_horizon, torch_generator(self._seed, "probe/imagined_return")
+        return_EB = imagined_return(self.model, policy, self._task, start_obs_EO, horizon=horizon, generator=noise)
+        return objective.imagined_return(return_EB.numpy())
+
     def _of_expert(self) -> tuple[Measurement, ...]:
         expert = self._context.expert
         if expert is None:
@@ -126,10 +135,6 @@ class ModelSide:
         if self._weight_ess is None:
             return ()
         return (Measurement("weight_ess", self._weight_ess, Side.MODEL),)
-
-    def probe_rng(self) -> torch.Generator:
-        """The noise of the imagined return: the same at every evaluation, and no clock of the run moves it."""
-        return torch_generator(self._seed, "probe/imagined_return")
 
     def parts(self) -> dict[str, State]:
         """The model, what is known of its last fit, and the estimates of its error."""
@@ -148,18 +153,6 @@ class ModelSide:
         close: Any = getattr(self.model, "close", None)
         if close is not None:
             close()
-
-
-def model_sizes(experiment: Experiment, seed: int) -> dict[str, Any]:
-    """What a dynamics model is built with beside its settings."""
-    task = experiment.control_task
-    return {
-        "obs_size": task.obs_size,
-        "action_size": task.action_size,
-        "learn_reward": not task.known_reward,
-        "learn_termination": not task.known_termination,
-        "seed": seed,
-    }
 
 
 def effective_share(weight_NT: Float32) -> float:

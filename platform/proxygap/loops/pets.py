@@ -15,14 +15,13 @@ import torch
 from proxygap.base.measurement import Direction, Measurement, Side
 from proxygap.collect.plan_runner import PlanRunner
 from proxygap.fit.dynamics.ensemble import split
+from proxygap.fit.dynamics.sizes import Sizes, sizes_of
 from proxygap.imagine.planning import PlanningActor, PlanningPolicy
-from proxygap.imagine.rollouts import imagined_return
 from proxygap.loops.collecting import Collecting, runner_options
-from proxygap.loops.model_side import ModelSide, model_sizes
+from proxygap.loops.model_side import ModelSide
 from proxygap.loops.rllib_loop import control_spaces, set_up
 from proxygap.loops.settings import PetsLoop
 from proxygap.optimize.planning_module import PlanningLearner, PlanningModule
-from proxygap.probe import objective
 from proxygap.probe.outcome import opening_return
 from proxygap.rllib import Algorithm, AlgorithmConfig, RLModuleSpec, push_stored, store_weights
 
@@ -40,14 +39,14 @@ class Recipe:
 
     task: Task
     fit: GaussianEnsembleSettings
-    sizes: Mapping[str, Any]
+    sizes: Sizes
     planning: Planning
     seed: int
 
     def __call__(self, model: State) -> PlanningPolicy:
         """The policy; ``model`` is the state of a shard of the ensemble, all of whose members are planned in."""
         members = tuple(model.structure["member_ids"])
-        ensemble = self.fit.build(**self.sizes, member_ids=members)
+        ensemble = self.fit.build(**self.sizes, seed=self.seed, member_ids=members)
         ensemble.load_state(model)
         return PlanningPolicy(ensemble, self.task, self.planning, groups=[members], seed=self.seed)
 
@@ -74,7 +73,7 @@ class PetsConfig(AlgorithmConfig):
         config = cls()
         config.experiment, config.run_seed = experiment, seed
         task = experiment.control_task
-        recipe = Recipe(task, experiment.dynamics, model_sizes(experiment, seed), experiment.plan, seed)
+        recipe = Recipe(task, experiment.dynamics, sizes_of(task), experiment.plan, seed)
         set_up(
             config,
             experiment,
@@ -130,16 +129,13 @@ class Pets(Collecting, Algorithm):
         """What the model is fitted to, how far it can be trusted, and what it and the planner promise."""
         if not self.side.ready:
             return ()
-        policy, task, starts = self.policy(), self.experiment.control_task, torch.from_numpy(evaluation.start_obs_EO)
-        horizon, noise = self.experiment.probe.imagined_horizon, self.side.probe_rng()
-        return_EB = imagined_return(self.model, policy, task, starts, horizon=horizon, generator=noise)
         return (
             *self.side.objectives(evaluation.transitions),
-            *objective.imagined_return(return_EB.numpy()),
-            *self._promise(evaluation),
+            *self.side.promise(self.policy(), evaluation.start_obs_EO),
+            *self._promise_of_plans(evaluation),
         )
 
-    def _promise(self, evaluation: Evaluation) -> tuple[Measurement, ...]:
+    def _promise_of_plans(self, evaluation: Evaluation) -> tuple[Measurement, ...]:
         """What the first plans of the evaluation promised for their horizon, and by how much that was too much."""
         return_E = self.policy().value(torch.from_numpy(evaluation.start_obs_EO))
         promised = float(return_E.double().mean())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from proxygap.base.protocols import Arrays, DynamicsModel, Prediction, State
 from proxygap.base.records import FitReport, Float32, Transitions
 from proxygap.fit.dynamics.ensemble import GaussianEnsemble, merge, split
 from proxygap.fit.dynamics.settings import GaussianEnsembleSettings
+from proxygap.fit.dynamics.sizes import Sizes
 from proxygap.fit.dynamics.training import epoch_budgets
 from proxygap.serve.host import Health, HostRecipe
 from proxygap.serve.settings import Hosting
@@ -45,25 +46,15 @@ def build_dynamics(
     settings: GaussianEnsembleSettings,
     hosting: Hosting,
     *,
-    obs_size: int,
-    action_size: int,
-    learn_reward: bool,
-    learn_termination: bool,
     seed: int,
     run_name: str,
     on_event: OnEvent,
+    **sizes: Unpack[Sizes],
 ) -> GaussianEnsemble | HostedDynamics:
     """The ensemble in this process for ``hosting.hosts == 0`` (starts no Ray), else on hosts; the numbers are equal."""
-    sizes: dict[str, Any] = {
-        "obs_size": obs_size,
-        "action_size": action_size,
-        "learn_reward": learn_reward,
-        "learn_termination": learn_termination,
-        "seed": seed,
-    }
     if hosting.hosts == 0:
-        return settings.build(**sizes)
-    return HostedDynamics(settings, hosting, **sizes, run_name=run_name, on_event=on_event)
+        return settings.build(**sizes, seed=seed)
+    return HostedDynamics(settings, hosting, **sizes, seed=seed, run_name=run_name, on_event=on_event)
 
 
 class HostedDynamics:
@@ -81,23 +72,13 @@ class HostedDynamics:
         settings: GaussianEnsembleSettings,
         hosting: Hosting,
         *,
-        obs_size: int,
-        action_size: int,
-        learn_reward: bool,
-        learn_termination: bool,
         seed: int,
         run_name: str,
         on_event: OnEvent,
+        **sizes: Unpack[Sizes],
     ) -> None:
         from proxygap.serve.pool import HostPool
 
-        sizes: dict[str, Any] = {
-            "obs_size": obs_size,
-            "action_size": action_size,
-            "learn_reward": learn_reward,
-            "learn_termination": learn_termination,
-            "seed": seed,
-        }
         self._settings, self._hosting = settings, hosting
         self._shards = shard_members(settings.members, hosting.hosts)
         self._host_of_M = np.repeat(np.arange(len(self._shards)), [len(shard) for shard in self._shards])
@@ -105,14 +86,14 @@ class HostedDynamics:
         recipes = [
             HostRecipe(
                 f"{__name__}:{build_shard.__name__}",
-                {"settings": plain, "member_ids": list(shard), **sizes},
+                {"settings": plain, "member_ids": list(shard), "seed": seed, **sizes},
                 threads=settings.threads,
             )
             for shard in self._shards
         ]
         self._pool = HostPool(recipes, hosting, f"{run_name}/dynamics", on_event, option=_OPTION)
         # The whole as the recipes build it: what `state` answers before the first fit.
-        self._fresh = settings.build(**sizes).state()
+        self._fresh = settings.build(**sizes, seed=seed).state()
         self._elites: tuple[int, ...] = tuple(self._fresh.structure["elites"])
 
     @property

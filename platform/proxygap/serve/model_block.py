@@ -21,6 +21,7 @@ from proxygap.base.records import Transitions
 from proxygap.base.seeds import derived_seed
 from proxygap.fit.dynamics.ensemble import GaussianEnsemble, split
 from proxygap.fit.dynamics.shards import best_members
+from proxygap.fit.dynamics.sizes import sizes_of
 from proxygap.imagine.planning import PlanningPolicy
 from proxygap.probe import objective
 from proxygap.probe.outcome import Evaluator
@@ -126,13 +127,7 @@ class ModelBlock:
         ids = members or tuple(member for model in self._have.models for member in self._members(model))
         own = {"members": ids[-1] + 1, "elites": self._fit.elite_count, "hidden": self._have.hidden}
         return self._fit.model_copy(update=own).build(
-            obs_size=self._task.obs_size,
-            action_size=self._task.action_size,
-            learn_reward=not self._task.known_reward,
-            learn_termination=not self._task.known_termination,
-            seed=self._seed,
-            member_ids=ids,
-            device=self._device,
+            **sizes_of(self._task), seed=self._seed, member_ids=ids, device=self._device
         )
 
     def _members(self, model: int) -> tuple[int, ...]:
