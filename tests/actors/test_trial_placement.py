@@ -93,6 +93,7 @@ def loops_and_hosts(loaded: LoadedSweep) -> dict[str, Any]:
             loop.stop()
 
 
+@pytest.mark.long
 def test_runners_and_hosts_of_all_seeds_fill_the_reservation_of_their_trial(load: Load, tmp_path: Path) -> None:
     loaded = load({}, seeds=[0, 1], collect=RUNNERS, serve={"dynamics": {"hosts": 2, "cpus": 0.5}})
     (found,) = tried(loaded, tmp_path, loops_and_hosts)

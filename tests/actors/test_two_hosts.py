@@ -14,7 +14,7 @@ import pytest
 
 from tests.netns import TwoHosts, unavailable
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(300)]
 CUT_S = 3.0
 
 DRIVER = """

@@ -19,7 +19,7 @@ from tests.chaos.table import Row
 from tests.chaos.workloads import CONTROL
 from tests.loops.command import Command
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600)]
 GATED: dict[str, Any] = {**CONTROL, "name": "small", "task": TASK}
 
 

@@ -15,7 +15,7 @@ from tests.chaos.conftest import Tell
 from tests.chaos.table import Row
 from tests.netns import TwoHosts, unavailable
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(300)]
 WATCHFUL = {
     "RAY_health_check_initial_delay_ms": "500",
     "RAY_health_check_period_ms": "500",

@@ -20,7 +20,7 @@ from tests.chaos.killer import Killer, actors, events, ray_totals, seeded, writt
 from tests.chaos.table import Row
 from tests.chaos.workloads import CONTROL, experiment, hosted
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600)]
 SEED = 5
 WATCHFUL = {"health_check_initial_delay_ms": 500, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
 """Ray declares a silent node dead after 2 s instead of its half a minute; a test has less time than a run."""

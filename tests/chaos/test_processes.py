@@ -22,7 +22,13 @@ from tests.chaos.killer import Killer, events, seeded, written
 from tests.chaos.table import Row as TableRow
 from tests.chaos.workloads import CONTROL, LANGUAGE, experiment, hosted
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.usefixtures("all_given_back")]
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.slow,
+    pytest.mark.long,
+    pytest.mark.timeout(600),
+    pytest.mark.usefixtures("all_given_back"),
+]
 SEED = 5
 """Of the killer."""
 

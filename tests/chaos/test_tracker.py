@@ -19,7 +19,7 @@ from tests.chaos.workloads import CONTROL
 from tests.loops.command import Command
 from tests.record.runs import Server, assert_exactly_once, runs_of
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600)]
 
 
 @pytest.fixture

@@ -76,6 +76,7 @@ def test_sigterm_checkpoints_and_ends_with_its_own_code(command: Command, wire: 
     assert [row.detail["real_step"] for row in rows if row.kind == "interrupted"] == [int(newest.name[5:])]
 
 
+@pytest.mark.long
 def test_ctrl_c_on_seeds_and_hosts_in_actors_checkpoints_them_all(command: Command, wire: Wire) -> None:
     hosts = {"dynamics": {"hosts": 1, "cpus": 0.25}}
     command.write(task=TASK, seeds=[0, 1], serve=hosts, compute={"parallel_seeds": 2, "cpus_per_seed": 0.5})

@@ -119,7 +119,9 @@ RUNNERS = {"collect": {"random_steps": 60, "env_runners": 1, "envs_per_runner": 
 LEARNER = {"optimize": {**SMALL["optimize"], "learners": 1}}
 
 
-@pytest.mark.parametrize("sections", [RUNNERS, LEARNER], ids=["env_runners", "learners"])
+@pytest.mark.parametrize(
+    "sections", [pytest.param(RUNNERS, id="env_runners", marks=pytest.mark.long), pytest.param(LEARNER, id="learners")]
+)
 def test_remote_workers_run_through_and_resume(runs: Path, sections: dict[str, Any]) -> None:
     workers: list[int] = []
     summary = run(

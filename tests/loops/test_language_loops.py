@@ -51,7 +51,14 @@ PPO = {
 BEST = {"loop": {"kind": "best_of_n", "real_steps": 16, "pool": 64}, "optimize": None, "probe": {"resamples": 100}}
 
 
-@pytest.mark.parametrize("sections", [{}, PPO, BEST], ids=["rloo", "token_ppo", "best_of_n"])
+@pytest.mark.parametrize(
+    "sections",
+    [
+        pytest.param({}, id="rloo"),
+        pytest.param(PPO, id="token_ppo", marks=pytest.mark.long),
+        pytest.param(BEST, id="best_of_n", marks=pytest.mark.long),
+    ],
+)
 def test_killed_and_resumed_equals_never_killed(tmp_path: Path, sections: dict[str, Any]) -> None:
     whole, broken = Command(tmp_path / "whole"), Command(tmp_path / "broken")
     for command in (whole, broken):

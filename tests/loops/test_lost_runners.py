@@ -39,7 +39,14 @@ def weights(module: Any) -> dict[str, np.ndarray[Any, Any]]:
     return {name: value.detach().cpu().numpy().copy() for name, value in module.state_dict().items()}
 
 
-@pytest.mark.parametrize(("kind", "killed", "left"), [("ppo", 2, 1), ("sac", 2, 1), ("language", 1, 2)])
+@pytest.mark.parametrize(
+    ("kind", "killed", "left"),
+    [
+        ("ppo", 2, 1),
+        pytest.param("sac", 2, 1, marks=pytest.mark.long),
+        pytest.param("language", 1, 2, marks=pytest.mark.long),
+    ],
+)
 def test_killed_runners_are_waited_for_and_asked_again(kind: str, killed: int, left: int) -> None:
     subject = started(kind)
     try:

@@ -36,7 +36,7 @@ def assert_equal_states(one: dict[str, Any], other: dict[str, Any]) -> None:
             assert np.array_equal(array, other[part].arrays[name], equal_nan=array.dtype.kind == "f"), f"{part}/{name}"
 
 
-@pytest.mark.parametrize("sections", [{}, SAC], ids=["mbpo", "sac"])
+@pytest.mark.parametrize("sections", [pytest.param({}, id="mbpo"), pytest.param(SAC, id="sac", marks=pytest.mark.long)])
 def test_killed_and_resumed_equals_never_killed(tmp_path: Path, sections: dict[str, Any]) -> None:
     whole, broken = Command(tmp_path / "whole"), Command(tmp_path / "broken")
     for command in (whole, broken):
@@ -89,6 +89,7 @@ def test_altered_experiment_is_not_resumed(command: Command) -> None:
     command("resume", str(command.run_folder.path), code=3)
 
 
+@pytest.mark.long
 def test_run_folder_can_be_moved(command: Command) -> None:
     process = command.start("run", str(command.file))
     command.kill_after(process, readings=2)

@@ -151,6 +151,7 @@ def test_killed_on_one_machine_stopped_on_another_and_finished_on_a_third(
     assert events(fetched.folder, 0, "resumed") == resumed
 
 
+@pytest.mark.long
 def test_seeds_on_another_node_and_its_loss(
     tmp_path: Path, nodes: Nodes, undisturbed: dict[int, list[dict[str, str]]]
 ) -> None:

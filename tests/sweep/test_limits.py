@@ -118,6 +118,7 @@ def test_process_that_dies_once_too_often_is_a_failed_trial(tmp_path: Path) -> N
     assert (status.state, status.reason) == (RunState.FAILED, "its process died")
 
 
+@pytest.mark.long
 def test_trials_at_the_same_time_measure_what_they_measure_one_by_one(tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     for folder, concurrency in ((one, 1), (two, 2)):

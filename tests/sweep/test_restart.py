@@ -33,6 +33,7 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("section", [SEQUENTIAL, POPULATION], ids=["tpe-asha", "pbt"])
 def test_killed_at_a_random_moment_and_run_again_equals_never_killed(tmp_path: Path, section: dict[str, Any]) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"

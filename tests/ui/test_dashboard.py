@@ -16,7 +16,7 @@ from proxygap.experiment import validate
 from proxygap.loops.run import run
 from tests.loops.command import SMALL
 
-pytestmark = [pytest.mark.ui, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ui, pytest.mark.ray, pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from proxygap.record.view import View
 from proxygap.ui import await_answer, experiment_page, server
 from tests.record.sweeps import Study, named
 from tests.ui.browser import Page
-from tests.ui.test_view import scatter
+from tests.ui.test_ui import scatter
 
 pytestmark = [pytest.mark.ui, pytest.mark.slow, pytest.mark.timeout(300)]
 REPORT = "<!doctype html><title>Sweep</title><h1>Best by outcome beside best by objective</h1>"

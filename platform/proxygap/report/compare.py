@@ -18,7 +18,8 @@ import numpy as np
 from proxygap.base.errors import InvalidExperiment
 from proxygap.base.seeds import generator
 from proxygap.report.analysis import last_value, objectives, series, settled, trait
-from proxygap.report.figures import Drawing, compare_distances
+from proxygap.report.drawing import Drawing
+from proxygap.report.figures import compare_distances
 from proxygap.report.html import write_page
 from proxygap.report.page import Column, Page, Row, Section, Table
 from proxygap.report.records import Distance, IntervalLike, ReportInput, Statistics

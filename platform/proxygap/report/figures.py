@@ -1,77 +1,33 @@
-"""Figures, drawn without any global plotting state. One color stands for one side everywhere.
+"""Figures of both sides: against each other, over time, and along the distance from the reference.
 
-A figure is drawn once and kept twice: as PNG to be filed, and as SVG whose colors are CSS variables, so that a page
-shows it in light, in dark and in print.
-
-The file is longer than others because its figures share one style and one way of being finished.
-
-Shape legend: S seeds, T evaluations of one seed, G points of a common grid, K steps of an open-loop prediction.
+Shape legend: S seeds, T evaluations of one seed, G points of a common grid.
 """
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter
 from numpy.typing import NDArray
 
-from proxygap.report.analysis import Analysis, Link, band, onset_step, paired, series
+from proxygap.report.analysis import Analysis, Link, band, onset_step, series
+from proxygap.report.drawing import BASE_STYLE, COLORS, Drawing, blank, finish, focus, real_steps, thousands
+from proxygap.report.model_figures import disagreement, k_step_fan, promise, ranking
 from proxygap.report.records import CurveLike, Statistics
-from proxygap.report.verdict import interval_text, label, plural
+from proxygap.report.verdict import interval_text, label
 
 Float = NDArray[np.float64]
-COLORS = {"ink": "#22262e", "faint": "#8b919c", "line": "#dfe2e7", "objective": "#3a5bc7", "outcome": "#c4560b"}
-"""CSS variable to its color in light; `_svg` puts the variable in the color's place."""
 _MARKERS = "osD^vPX*"
 _LINES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
 _DISTANCE = "distance from the reference, sqrt(KL / nat)"
 _DEVIATIONS = "standard deviations of the reference"
 _STEPS = ListedColormap(mpl.colormaps["viridis"](np.linspace(0.12, 0.9, 256)), name="real steps")
-BASE_STYLE: dict[str, Any] = {
-    "font.size": 10.5,
-    "axes.edgecolor": COLORS["faint"],
-    "axes.labelcolor": COLORS["ink"],
-    "axes.titlecolor": COLORS["ink"],
-    "axes.titlelocation": "left",
-    "axes.titlesize": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": COLORS["line"],
-    "grid.linewidth": 0.8,
-    "xtick.color": COLORS["faint"],
-    "ytick.color": COLORS["faint"],
-    "xtick.labelcolor": COLORS["ink"],
-    "ytick.labelcolor": COLORS["ink"],
-    "text.color": COLORS["ink"],
-    "legend.frameon": False,
-    "figure.facecolor": "white",
-    "axes.facecolor": "none",
-    "svg.fonttype": "none",
-    "svg.hashsalt": "proxygap",
-    "axes.unicode_minus": True,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Drawing:
-    """One figure: what it is called, what it shows, how to read it, and its two forms."""
-
-    name: str
-    title: str
-    caption: str
-    svg: str
-    png: bytes
 
 
 def draw_all(analysis: Analysis, statistics: Statistics) -> tuple[list[Drawing], list[str]]:
@@ -85,6 +41,7 @@ def draw_all(analysis: Analysis, statistics: Statistics) -> tuple[list[Drawing],
             k_step_fan(analysis),
             disagreement(analysis),
             promise(analysis),
+            *ranking(analysis),
         ]
     drawings = [answer for answer in answers if isinstance(answer, Drawing)]
     return drawings, [answer for answer in answers if isinstance(answer, str)]
@@ -95,7 +52,7 @@ def scatter(analysis: Analysis) -> Drawing | str:
     link = analysis.link
     if link is None:
         return "Objective against outcome: the two were never measured at the same steps."
-    figure, (axes,) = _figure(4.3)
+    figure, (axes,) = blank(4.3)
     every = np.concatenate([one.real_step_T for one in link.pairs])
     norm = mpl.colors.Normalize(every.min(), max(every.max(), every.min() + 1))
     for one, marker in zip(link.pairs, _markers(link), strict=False):
@@ -109,7 +66,7 @@ def scatter(analysis: Analysis) -> Drawing | str:
         }
         axes.scatter(one.objective_T, one.outcome_T, c=one.real_step_T, label=f"seed {one.seed}", alpha=0.9, **style)
     mappable = mpl.cm.ScalarMappable(norm, _STEPS)
-    bar = figure.colorbar(mappable, ax=axes, pad=0.02, aspect=30, format=FuncFormatter(_thousands))
+    bar = figure.colorbar(mappable, ax=axes, pad=0.02, aspect=30, format=FuncFormatter(thousands))
     bar.outline.set_visible(False)
     bar.set_label("model" if analysis.input.exchangeable else "real steps")
     axes.set_xlabel(_axis(link), color=COLORS["objective"])
@@ -140,7 +97,7 @@ def curves(analysis: Analysis, statistics: Statistics) -> Drawing | str:
         keys = {"objective": f"objective/{analysis.link.objective}", **keys}
     if all(len(series(analysis.input, keys["outcome"], seed)[0]) == 0 for seed in analysis.seeds):
         return "Both sides over time: the outcome was never measured."
-    figure, panels = _figure(2.4 * len(keys) + 0.5, len(keys))
+    figure, panels = blank(2.4 * len(keys) + 0.5, len(keys))
     outside = ""
     for axes, (side, key) in zip(panels, keys.items(), strict=True):
         _curve(axes, analysis, key, COLORS[side], statistics)
@@ -156,72 +113,6 @@ def curves(analysis: Analysis, statistics: Statistics) -> Drawing | str:
     return finish(figure, "both_sides_over_time", "Both sides over real steps", caption)
 
 
-def k_step_fan(analysis: Analysis) -> Drawing | str:
-    """Open-loop error over the length of the prediction, at the first and the last evaluation."""
-    table = analysis.input.measurements
-    steps = sorted(
-        {str(name)[len("k_step_error/") :] for name in table["name"] if str(name).startswith("k_step_error/")}
-    )
-    if not steps:
-        return "k-step error: no dynamics model was tested on open-loop predictions."
-    figure, (axes,) = _figure(3.2)
-    length_K = np.array([int(step) for step in steps])
-    fan = {
-        q: np.array([_over_seeds(analysis, f"model/k_step_error{q}/{s}", -1) for s in steps])
-        for q in ("_p10", "", "_p90")
-    }
-    first_K = np.array([_over_seeds(analysis, f"model/k_step_error/{step}", 0) for step in steps])
-    axes.fill_between(length_K, fan["_p10"], fan["_p90"], color=COLORS["objective"], alpha=0.18, linewidth=0)
-    axes.plot(
-        length_K, fan[""], color=COLORS["objective"], linewidth=2.2, label="last evaluation", marker="o", markersize=4
-    )
-    axes.plot(length_K, first_K, color=COLORS["faint"], linewidth=1.4, linestyle="--", label="first evaluation")
-    axes.set_xlabel("steps predicted without looking")
-    axes.set_ylabel("error, std of the observations", color=COLORS["objective"])
-    axes.set_ylim(bottom=0)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(loc="upper left", fontsize=9)
-    caption = "Median over start states, band from the 10th to the 90th percentile; the median over seeds of each."
-    return finish(figure, "k_step_error", "How far the model can see", caption)
-
-
-def disagreement(analysis: Analysis) -> Drawing | str:
-    """Disagreement of the members over real steps."""
-    key = next((key for key in ("objective/disagreement", "model/disagreement") if _has(analysis, key)), None)
-    if key is None:
-        return "Member disagreement: there is no ensemble, or it was never measured."
-    figure, (axes,) = _figure(2.7)
-    for seed in analysis.seeds:
-        axes.plot(*series(analysis.input, key, seed), color=COLORS["objective"], linewidth=1.5, alpha=0.8)
-    axes.set_ylabel("disagreement", color=COLORS["objective"])
-    axes.set_ylim(bottom=0)
-    real_steps(axes)
-    caption = "Spread of the members' mean predictions, relative to how much the predictions vary; one line per seed."
-    return finish(figure, "member_disagreement", "How far the members disagree", caption)
-
-
-def promise(analysis: Analysis) -> Drawing | str:
-    """Imagined and real return over real steps."""
-    real = "outcome/opening_return" if _has(analysis, "outcome/opening_return") else "outcome/return"
-    runs = [(seed, *paired(analysis.input, "objective/imagined_return", real, seed)) for seed in analysis.seeds]
-    runs = [run for run in runs if len(run[1])]
-    if not runs:
-        return "Imagined against real return: the two were never measured at the same steps."
-    figure, (axes,) = _figure(3.0)
-    for index, (_, step_T, imagined_T, real_T) in enumerate(runs):
-        names = ("imagined", "real") if index == 0 else (None, None)
-        axes.plot(step_T, imagined_T, color=COLORS["objective"], linewidth=1.5, linestyle="--", label=names[0])
-        axes.plot(step_T, real_T, color=COLORS["outcome"], linewidth=1.8, label=names[1])
-    axes.set_ylabel("return")
-    axes.legend(loc="best", fontsize=9)
-    real_steps(axes)
-    caption = (
-        "The return that the model promises and the one that the real environment pays, from the same start states and "
-        + ("over the same number of steps (probe.imagined_horizon)." if real.endswith("opening_return") else "in full.")
-    )
-    return finish(figure, "imagined_against_real_return", "What the model promises", caption)
-
-
 def along_distance(analysis: Analysis) -> list[Drawing | str]:
     """Proxy and gold over sqrt(KL): the curve of over-optimization."""
     distance = analysis.input.distance
@@ -230,7 +121,7 @@ def along_distance(analysis: Analysis) -> list[Drawing | str]:
     every = [d for curve in distance.curves.values() for d in curve.d_T if np.isfinite(d)]
     if not every:
         return ["Proxy and gold along the distance: no evaluation gave a finite distance."]
-    figure, (axes,) = _figure(4.3)
+    figure, (axes,) = blank(4.3)
     mean, sides = _mean_curve(distance.aligned), {"proxy": ("objective", "--"), "gold": ("outcome", "-")}
     for side, (color, line) in sides.items():
         thin: dict[str, Any] = {"linewidth": 1, "alpha": 0.35 if mean else 0.9, "marker": "." if len(every) < 3 else ""}
@@ -269,7 +160,7 @@ def compare_distances(curves: Sequence[tuple[str, Sequence[CurveLike]]]) -> Draw
     columns = max(1, min(4, len(means), int(88 / (max(len(name) for name, _ in means) + 7))))
     style: dict[Any, Any] = {**mpl.rcParamsDefault, "backend": "agg", **BASE_STYLE}
     with mpl.rc_context(style):
-        figure, (above, below) = _figure(5.6 + 0.2 * -(-len(means) // columns), 2, (3, 2))
+        figure, (above, below) = blank(5.6 + 0.2 * -(-len(means) // columns), 2, (3, 2))
         for index, (name, mean) in enumerate(means):
             line: dict[str, Any] = {
                 "color": mpl.colormaps["tab10"](index % 10),
@@ -327,13 +218,6 @@ def _distances(axes: Axes, farthest: float, *, name_it: bool = True) -> None:
         axes.set_xlabel(_DISTANCE)
 
 
-def _figure(height: float, rows: int = 1, shares: Sequence[float] | None = None) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(7.6, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    grid = figure.subplots(rows, 1, sharex=True, squeeze=False, height_ratios=shares)
-    return figure, [axes for (axes,) in grid]
-
-
 def _curve(axes: Axes, analysis: Analysis, key: str, color: str, statistics: Statistics) -> None:
     lines = [series(analysis.input, key, seed) for seed in analysis.seeds]
     many = sum(len(steps_T) > 1 for steps_T, _ in lines) >= 3
@@ -348,35 +232,9 @@ def _curve(axes: Axes, analysis: Analysis, key: str, color: str, statistics: Sta
     axes.plot(grid_G, center, color=color, linewidth=2.4)
 
 
-def _over_seeds(analysis: Analysis, key: str, index: int) -> float:
-    """Median over seeds of the first (0) or last (-1) value of a key; NaN for none."""
-    values = [values_T[index] for seed in analysis.seeds if len(values_T := series(analysis.input, key, seed)[1])]
-    return float(np.median(values)) if values else float("nan")
-
-
-def focus(set_limits: Callable[..., object], values: Float) -> str:
-    """Keep a few far values from squeezing all others into a line: cut the axis, and say how many lie beyond it."""
-    finite = values[np.isfinite(values)]
-    if len(finite) < 8:
-        return ""
-    low, high = np.quantile(finite, [0.1, 0.9])
-    reach = 1.5 * (high - low)
-    beyond = int(((finite < low - reach) | (finite > high + reach)).sum())
-    if beyond == 0 or high == low or max(high - finite.min(), finite.max() - low) < 4 * (high - low):
-        return ""
-    near = finite[(finite >= low - reach) & (finite <= high + reach)]
-    margin = 0.06 * (near.max() - near.min())
-    set_limits(near.min() - margin, near.max() + margin)
-    return f" {plural(beyond, 'value')} far outside the axis (the table and the parquet file have all)."
-
-
 def _onsets(analysis: Analysis) -> list[float]:
     steps = [onset_step(analysis.input, seed) for seed in analysis.seeds]
     return [step for step in steps if np.isfinite(step)]
-
-
-def _has(analysis: Analysis, key: str) -> bool:
-    return bool((analysis.input.measurements["key"] == key).any())
 
 
 def _markers(link: Link) -> Sequence[str]:
@@ -391,34 +249,3 @@ def _axis(link: Link) -> str:
 def _outcome_axis(analysis: Analysis) -> str:
     unit = analysis.finals[0].unit
     return label(analysis.outcome) + (f", {unit}" if unit and unit != "reward" else "")
-
-
-def real_steps(axes: Axes) -> None:
-    """Name the axis of real steps, and write them as whole numbers."""
-    axes.set_xlabel("real steps")
-    axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, steps=[1, 2, 5, 10]))
-
-
-def _thousands(value: float, _: object = None) -> str:
-    return f"{value:,.0f}"
-
-
-def finish(figure: Figure, name: str, title: str, caption: str) -> Drawing:
-    """A figure as a drawing, in both of its forms."""
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=160, metadata={"Software": None})
-    return Drawing(name, title, caption, _svg(figure, name), png.getvalue())
-
-
-def _svg(figure: Figure, name: str) -> str:
-    """The figure as an ``svg`` element for a page: ids of its own, CSS variables for colors, no background."""
-    text = io.StringIO()
-    with mpl.rc_context({"svg.hashsalt": name}):
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = text.getvalue()
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
-    for variable, color in COLORS.items():
-        svg = svg.replace(color, f"var(--{variable})")
-    return svg

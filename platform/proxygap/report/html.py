@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 from proxygap.base.errors import StorageError
 from proxygap.report.analysis import Analysis, analyze, frame, last_value, onset_step
 from proxygap.report.distance import distance_section, samples_section
-from proxygap.report.figures import Drawing, draw_all
+from proxygap.report.drawing import Drawing
+from proxygap.report.figures import draw_all
 from proxygap.report.page import Column, Page, Row, Section, Table
 from proxygap.report.records import METHODS, ReportInput, Statistics
 from proxygap.report.verdict import correlation_text, interval_text, judge, label, number_text, plural

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from proxygap.report.figures import Drawing
+from proxygap.report.drawing import Drawing
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from proxygap.report.figures import BASE_STYLE, COLORS, Drawing, finish, focus
+from proxygap.report.drawing import BASE_STYLE, COLORS, Drawing, finish, focus
 from proxygap.report.records import Float
 from proxygap.report.sweep_records import SweepInput, Trial
 from proxygap.report.sweep_verdict import clock_name, side_axis

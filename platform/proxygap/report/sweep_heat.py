@@ -18,7 +18,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from proxygap.report.figures import COLORS, Drawing, finish
+from proxygap.report.drawing import COLORS, Drawing, finish
 from proxygap.report.records import IntervalLike, Statistics
 from proxygap.report.sweep_figures import STYLE
 from proxygap.report.sweep_records import Axis, SweepInput, Trial

@@ -11,7 +11,7 @@ from typing import Any
 
 from proxygap.base.clock import Clocks
 from proxygap.base.errors import StorageError
-from proxygap.report.figures import Drawing
+from proxygap.report.drawing import Drawing
 from proxygap.report.html import write_page
 from proxygap.report.page import Column, Page, Row, Section, Table
 from proxygap.report.records import IntervalLike, Statistics

@@ -16,7 +16,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 
-from proxygap.report.figures import COLORS, Drawing, finish
+from proxygap.report.drawing import COLORS, Drawing, finish
 from proxygap.report.records import Float
 from proxygap.report.sweep_figures import MANY, STYLE
 from proxygap.report.sweep_records import Axis, Place, SweepInput, Trial

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from proxygap.report.figures import COLORS, Drawing, finish, real_steps
+from proxygap.report.drawing import COLORS, Drawing, finish, real_steps
 from proxygap.report.records import Float
 from proxygap.report.sweep_figures import MANY, STYLE
 from proxygap.report.sweep_records import Front, SweepInput, Track

@@ -166,6 +166,18 @@ def test_report_is_whole_self_contained_and_reproducible(tmp_path):
         assert file.read_bytes() == (again.parent / file.name).read_bytes()
 
 
+def test_estimates_of_the_error_are_drawn_a_color_each_with_the_place_of_chance(tmp_path):
+    rows = trend(1, seeds=(0, 1))
+    for seed in (0, 1):
+        for step in (250, 5000):
+            ranks = {f"model__uncertainty_spearman/{kind}": rho for kind, rho in (("deup", 0.8), ("disagreement", 0.2))}
+            rows += readings(seed, step, **ranks)
+    path = write_report(make(rows, seeds=(0, 1)), tmp_path, statistics)
+    assert (tmp_path / "uncertainty_against_error.png").exists()
+    drawn = path.read_text().split('id="uncertainty_against_error-', 1)[1]
+    assert {kind for kind in ("deup", "disagreement", "both") if f">{kind}</text>" in drawn} == {"deup", "disagreement"}
+
+
 @pytest.mark.parametrize(
     ("source", "first", "also"),
     [
