@@ -15,7 +15,7 @@ import torch
 from proxygap.base.measurement import Direction, Measurement, Side
 from proxygap.collect.plan_runner import PlanRunner
 from proxygap.fit.dynamics.ensemble import split
-from proxygap.fit.dynamics.sizes import Sizes, sizes_of
+from proxygap.fit.dynamics.sizes import TaskSizes, sizes_of
 from proxygap.imagine.planning import PlanningActor, PlanningPolicy
 from proxygap.loops.collecting import Collecting, runner_options
 from proxygap.loops.model_side import ModelSide
@@ -39,7 +39,7 @@ class Recipe:
 
     task: Task
     fit: GaussianEnsembleSettings
-    sizes: Sizes
+    sizes: TaskSizes
     planning: Planning
     seed: int
 

@@ -18,7 +18,7 @@ from proxygap.base.protocols import Arrays, DynamicsModel, Prediction, State
 from proxygap.base.records import FitReport, Float32, Transitions
 from proxygap.fit.dynamics.ensemble import GaussianEnsemble, merge, split
 from proxygap.fit.dynamics.settings import GaussianEnsembleSettings
-from proxygap.fit.dynamics.sizes import Sizes
+from proxygap.fit.dynamics.sizes import TaskSizes
 from proxygap.fit.dynamics.training import epoch_budgets
 from proxygap.serve.host import Health, HostRecipe
 from proxygap.serve.settings import Hosting
@@ -49,7 +49,7 @@ def build_dynamics(
     seed: int,
     run_name: str,
     on_event: OnEvent,
-    **sizes: Unpack[Sizes],
+    **sizes: Unpack[TaskSizes],
 ) -> GaussianEnsemble | HostedDynamics:
     """The ensemble in this process for ``hosting.hosts == 0`` (starts no Ray), else on hosts; the numbers are equal."""
     if hosting.hosts == 0:
@@ -75,7 +75,7 @@ class HostedDynamics:
         seed: int,
         run_name: str,
         on_event: OnEvent,
-        **sizes: Unpack[Sizes],
+        **sizes: Unpack[TaskSizes],
     ) -> None:
         from proxygap.serve.pool import HostPool
 

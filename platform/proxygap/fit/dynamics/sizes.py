@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from proxygap.base.protocols import Task
 
 
-class Sizes(TypedDict):
+class TaskSizes(TypedDict):
     """What a model is built with beside its settings and its seed; JSON-able, so that hosts can be told."""
 
     obs_size: int
@@ -17,7 +17,7 @@ class Sizes(TypedDict):
     learn_termination: bool
 
 
-def sizes_of(task: Task) -> Sizes:
+def sizes_of(task: Task) -> TaskSizes:
     """Those of a model that learns whatever the task does not know of itself."""
     return {
         "obs_size": task.obs_size,
