@@ -27,7 +27,7 @@ from peers.models import Columns, columns, largest_difference, random_transition
 from peers.worker import Peer, peer_peak_mib
 from proxygap.fit.dynamics.settings import GaussianEnsembleSettings
 
-OBS, ACTION, MEMBERS, REPEATS = 11, 3, 7, 5
+OBS, ACTION, MEMBERS, EPOCHS, REPEATS = 11, 3, 7, 4, 5
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,14 @@ TARGETS = {SINGLE[0]: 1.5, SINGLE[1]: 2.0, MANY[0]: 3.0, MANY[1]: 3.0, MANY[2]: 
 
 
 def ours(case: Case) -> Callable[[], object]:
-    """One epoch more of training; the few rows held out only make sure that there is a held-out side."""
+    """A fit of a few epochs more; the few rows held out only make sure that there is a held-out side."""
     settings = GaussianEnsembleSettings(
         members=MEMBERS * case.models,
         hidden=case.hidden,
         batch_size=case.batch,
         held_out=4 / case.rows,
         stopping="budget",
-        max_epochs=1,
+        max_epochs=EPOCHS,
         weight_decay=(1e-5,),
     )
     data = random_transitions(OBS, ACTION, case.rows)
@@ -73,14 +73,14 @@ def ours(case: Case) -> Callable[[], object]:
     def run() -> object:
         fitted = model.fit(data, 0)
         assert fitted.held_out_rows <= 20, fitted
-        assert fitted.updates == -(-fitted.training_rows // case.batch), fitted
+        assert fitted.updates == EPOCHS * -(-fitted.training_rows // case.batch), fitted
         return fitted
 
     return run
 
 
 def bound(case: Case) -> Callable[[], object]:
-    """The matrix products of an epoch: forward, gradients of weights, gradients of all inputs but the network's."""
+    """The products of as many epochs: forward, gradients of weights, gradients of all inputs but the network's."""
     members, batch = MEMBERS * case.models, case.batch
     widths = list(pairwise((OBS + ACTION, *case.hidden, 2 * (OBS + 1))))
     weights = [torch.randn(members, *shape) for shape in widths]
@@ -90,7 +90,7 @@ def bound(case: Case) -> Callable[[], object]:
     input_grads = [torch.empty_like(rows) for rows in inputs]
 
     def run() -> None:
-        for _ in range(case.rows // batch):
+        for _ in range(EPOCHS * (case.rows // batch)):
             for layer, weight in enumerate(weights):
                 torch.bmm(inputs[layer], weight, out=outputs[layer])
                 torch.bmm(inputs[layer].mT, outputs[layer], out=weight_grads[layer])
@@ -116,12 +116,12 @@ def main() -> bool:
         difference = largest_difference(peer, SINGLE[0].sizes)
         assert difference < 1e-5, f"equal weights differ by {difference} in the mean"
         for case in cases:
-            told = {"sizes": case.sizes, "models": case.models, "batch": case.batch, "epochs": 1}
+            told = {"sizes": case.sizes, "models": case.models, "batch": case.batch, "epochs": EPOCHS}
             data = peer.arrays(case.name, **files(case)["data"])
             peer.build(case.name, "training", data=data, **told)
             names = [f"{whose}, {case.name}" for whose in ("mbrl-lib", "ours", "bound")]
             subjects |= dict(zip(names, (partial(peer.run, case.name), *timed(ours(case), bound(case))), strict=True))
-            work |= dict.fromkeys(names, case.rows * case.models)
+            work |= dict.fromkeys(names, EPOCHS * case.rows * case.models)
             claims.append(Ratio(names[1], names[0], TARGETS[case]))
         costs = turns(subjects, REPEATS)
         two_threads = {case.name: seconds_on_two(peer, case) for case in SINGLE}

@@ -35,6 +35,7 @@ BASE_STYLE: dict[str, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.axisbelow": True,
     "grid.color": COLORS["line"],
     "grid.linewidth": 0.8,
     "xtick.color": COLORS["faint"],
