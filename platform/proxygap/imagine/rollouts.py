@@ -7,6 +7,7 @@ The model is pure: which member steps a row, and the noise of the step, are draw
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -111,6 +112,8 @@ def _integers(bound: int, count: int, generator: torch.Generator) -> torch.Tenso
 
 
 def _require_finite(prediction: Prediction, member_B: torch.Tensor, depth: int) -> None:
+    if math.isfinite(float(prediction.target_mean.sum() + prediction.target_std.sum())):
+        return  # the usual case, in a tenth of the time
     finite_B = (prediction.target_mean.isfinite() & prediction.target_std.isfinite()).all(dim=-1)
     if not bool(finite_B.all()):
         raise NonFiniteValue(

@@ -72,14 +72,26 @@ class Final:
 
 
 @dataclass(frozen=True, slots=True)
+class Loss:
+    """What an attack on models took from them, at its last rung; means over seeds (Student's t)."""
+
+    outcome: IntervalLike
+    likelihood: IntervalLike
+
+
+@dataclass(frozen=True, slots=True)
 class Analysis:
-    """Everything a report says in numbers. ``link`` is None where objective and outcome never met."""
+    """Everything a report says in numbers.
+
+    ``link`` is None where objective and outcome never met, ``lost`` where no model was attacked.
+    """
 
     input: ReportInput
     outcome: str
     links: tuple[Link, ...]
     link: Link | None
     finals: tuple[Final, ...]
+    lost: Loss | None
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -94,7 +106,7 @@ def analyze(report_input: ReportInput, statistics: Statistics) -> Analysis:
     met = {link.objective: link for link in links if link.evaluations}
     chosen = met.get(report_input.objective) if report_input.objective else next(iter(met.values()), None)
     finals = tuple(_final(report_input, name, statistics) for name in report_input.outcomes)
-    return Analysis(report_input, outcome, links, chosen, finals)
+    return Analysis(report_input, outcome, links, chosen, finals, _lost(report_input, statistics))
 
 
 def objectives(report_input: ReportInput) -> list[str]:
@@ -196,6 +208,16 @@ def _link(report_input: ReportInput, objective: str, outcome: str, statistics: S
         },
         statistics.rank_correlation(ends[:, 0], ends[:, 1], "spearman", *options),
     )
+
+
+def _lost(report_input: ReportInput, statistics: Statistics) -> Loss | None:
+    keys = ("gap/return_lost", "gap/likelihood_lost")
+    lost_S2 = np.array([[last_value(report_input, key, record.seed) for key in keys] for record in report_input.seeds])
+    lost_S2 = lost_S2.reshape(-1, 2)[np.isfinite(lost_S2).all(axis=1)]
+    if not len(lost_S2):
+        return None
+    none_S = np.zeros(len(lost_S2))
+    return Loss(*(statistics.paired_difference(lost_S, none_S, report_input.confidence) for lost_S in lost_S2.T))
 
 
 def _final(report_input: ReportInput, outcome: str, statistics: Statistics) -> Final:

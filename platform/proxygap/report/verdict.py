@@ -2,7 +2,8 @@
 
 Yes needs the whole interval of the pooled Spearman correlation above zero, no (the opposite) the whole interval below,
 and either needs `FEWEST` pairs; all else is undecided, and the verdict says what would decide it. Where there is a
-reference policy, the question is another: whether gold turns down along the distance from it.
+reference policy, the question is another: whether gold turns down along the distance from it. Where models were
+attacked it is how much they lost, and for how much likelihood.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from proxygap.report.analysis import Analysis, Link, onset_step
+from proxygap.report.analysis import Analysis, Link, Loss, onset_step
 from proxygap.report.records import Distance, IntervalLike
 
 FEWEST = 8
@@ -53,6 +54,8 @@ def judge(analysis: Analysis) -> Verdict:
         return _turning(analysis, analysis.input.distance)
     if link is None:
         return Verdict("missing", _nothing(analysis), _remarks(analysis))
+    if analysis.lost is not None:
+        return _attacked(analysis, analysis.lost)
     it = link.pooled["spearman"]
     kind = _kind(it)
     evidence = f"Spearman {interval_text(it)} between {label(link.objective)} and {outcome} ({counts(link)})"
@@ -87,6 +90,16 @@ def _turning(analysis: Analysis, distance: Distance) -> Verdict:
     why = knee.reason if knee.reason.startswith("seeds: ") else f"{knee.reason}; {plural(used, 'seed')}"
     sentence = f"No turning point of {outcome} is shown{reach} ({why})."
     return Verdict("yes" if knee.rising else "undecided", sentence, tuple(remarks))
+
+
+def _attacked(analysis: Analysis, lost: Loss) -> Verdict:
+    """What attacked models lost: a correlation along the attack would only tell that it went on."""
+    price = f"{interval_text(lost.likelihood)} nats of held-out log-likelihood ({plural(lost.outcome.samples, 'seed')})"
+    if lost.outcome.known and lost.outcome.low > 0:
+        found = f"Attacked models lost {interval_text(lost.outcome)} of {label(analysis.outcome)} for {price}."
+        return Verdict("opposite", found, _remarks(analysis))
+    shown = f"It is not shown that attacked models lose {label(analysis.outcome)}: {interval_text(lost.outcome)}"
+    return Verdict("undecided", f"{shown}, for {price}.", _remarks(analysis))
 
 
 def label(name: str) -> str:

@@ -41,7 +41,7 @@ def test_the_law_can_be_differentiated():
 
 def test_a_task_without_a_law_is_refused():
     task = GymnasiumTask(id="Pendulum-v1")
-    with pytest.raises(InvalidExperiment, match="dynamics"):
+    with pytest.raises(InvalidExperiment, match="law of motion"):
         LawModel(task)
     assert not task.known_dynamics
     with pytest.raises(TypeError, match="not known"):

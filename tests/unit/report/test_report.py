@@ -166,6 +166,22 @@ def test_report_is_whole_self_contained_and_reproducible(tmp_path):
         assert file.read_bytes() == (again.parent / file.name).read_bytes()
 
 
+@pytest.mark.parametrize(("least", "kind"), [(90.0, "opposite"), (-20.0, "undecided")])
+def test_attacked_models_are_judged_by_what_they_lost(least, kind):
+    rows = []
+    for seed in (0, 1, 2):
+        for step in (1, 2):
+            lost = (step - 1) * (least + 20 * seed)
+            rows += readings(seed, step, outcome__return=198 - lost, objective__held_out_log_likelihood=25 - step,
+                             gap__return_lost=lost, gap__likelihood_lost=0.4 * (step - 1))  # fmt: skip
+    verdict = verdict_of(make(rows, seeds=(0, 1, 2)))
+    assert verdict.kind == kind
+    half = 20 * 4.3027 / 3**0.5  # Student's t, two degrees of freedom
+    shown = f"{least + 20:.1f}" if least > 0 else "0.00"
+    assert f"{shown} [{least + 20 - half:.2f}, ".replace("-", "\u2212") in verdict.sentence
+    assert "0.40 [0.40, 0.40] nats of held-out log-likelihood (3 seeds)" in verdict.sentence
+
+
 def test_estimates_of_the_error_are_drawn_a_color_each_with_the_place_of_chance(tmp_path):
     rows = trend(1, seeds=(0, 1))
     for seed in (0, 1):

@@ -104,7 +104,7 @@ def forward(weights: Weights, input_MBI: torch.Tensor, *, shaped: bool = False) 
     last = sum(name.startswith("weight") for name in weights) - 1
     for layer in range(last):
         hidden = torch.baddbmm(weights[f"bias_{layer}"], hidden, weights[f"weight_{layer}"])
-        hidden = torch.nn.functional.silu(hidden)
+        hidden = torch.nn.functional.silu(hidden, inplace=not torch.is_grad_enabled())
     out = torch.baddbmm(weights[f"bias_{last}"], hidden, weights[f"weight_{last}"])
     return heads(out, weights["max_log_var"], weights["min_log_var"], shaped=shaped)
 
