@@ -212,8 +212,11 @@ class Experiment(Settings):
 
     def _noise_can_be_met(self) -> None:
         kinds = [part.kind for part in self.uncertainty]
-        if kinds and "dynamics" not in self.loop.hosted:
-            raise ValueError(f"uncertainty: loop {self.loop.kind!r} has no dynamics model; remove the section")
+        if kinds and ("dynamics" not in self.loop.hosted or self.loop.kind in SELF_PACED):
+            raise ValueError(
+                f"uncertainty: loop {self.loop.kind!r} has no dynamics model that is refitted while it learns; remove "
+                "the section, or use loop mbpo or pets"
+            )
         if len(set(kinds)) < len(kinds):
             raise ValueError("uncertainty: a kind is named twice; remove the repeats")
         noise, task = self.collect.reward_noise.kind, cast("Any", self.task)

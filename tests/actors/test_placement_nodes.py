@@ -129,6 +129,7 @@ def run_there(sections: dict[str, Any], rounds: int) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.long
 def test_a_run_of_control_is_placed_node_by_node() -> None:
     found = run_there(CONTROL, rounds=2)
     assert found["seed"] == "policy"

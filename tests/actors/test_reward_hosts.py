@@ -169,6 +169,7 @@ def test_a_host_killed_while_training_changes_nothing(make: Make, events: Any, k
     assert hosted.health()[1].restarts == 1
 
 
+@pytest.mark.long
 def test_a_host_killed_while_scoring_changes_nothing(make: Make, events: Any, kill_at_work: Any) -> None:
     twin, hosted = make(0, TRANSFORMER), make(2, TRANSFORMER)
     assert isinstance(hosted, HostedReward)
@@ -184,6 +185,7 @@ def test_a_host_killed_while_scoring_changes_nothing(make: Make, events: Any, ki
     ]
 
 
+@pytest.mark.long
 def test_all_hosts_killed_between_calls_answer_with_the_last_version(make: Make, events: Any) -> None:
     twin, hosted = make(0), make(2)
     assert isinstance(hosted, HostedReward)

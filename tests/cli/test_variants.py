@@ -118,6 +118,7 @@ class TestRun:
         assert page.stat().st_mtime > 0, "the page is made again"
         assert {name: journal(folder, name).read_bytes() for name in before} == before, "nothing is run again"
 
+    @pytest.mark.long
     def test_a_study_that_was_interrupted_continues_where_it_was(self, tmp_path: Path) -> None:
         whole, broken = tmp_path / "whole", tmp_path / "broken"
         for folder in (whole, broken):

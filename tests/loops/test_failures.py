@@ -92,6 +92,7 @@ def test_ctrl_c_on_seeds_and_hosts_in_actors_checkpoints_them_all(command: Comma
     assert steps(command, seed=0) == steps(command, seed=1) == ALL_STEPS
 
 
+@pytest.mark.long
 def test_second_ctrl_c_ends_the_run_at_once(command: Command, wire: Wire) -> None:
     command.write(**SAC)
     wire.hold()

@@ -93,7 +93,7 @@ def hosted(hosts: int) -> dict[str, Any]:
     return {"serve": {"dynamics": {"hosts": hosts, "cpus": 0.5}}}
 
 
-@pytest.mark.parametrize("hosts", [1, 2])
+@pytest.mark.parametrize("hosts", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_hosts_measure_what_the_twin_measures(runs: Path, in_process: list[dict[str, str]], hosts: int) -> None:
     assert readings(run(experiment(runs, **hosted(hosts)))) == in_process
 

@@ -159,7 +159,7 @@ def test_labels_and_samples_are_kept(in_process: RunSummary) -> None:
     assert len(samples[0]["member_scores"]) == 3
 
 
-@pytest.mark.parametrize(("reward", "reference"), [(2, 0), (1, 2)])
+@pytest.mark.parametrize(("reward", "reference"), [pytest.param(2, 0, marks=pytest.mark.long), (1, 2)])
 def test_hosts_measure_what_the_twin_measures(runs: Path, in_process: RunSummary, reward: int, reference: int) -> None:
     name = f"hosts-{reward}-{reference}"  # a shared folder of its own, so that it fits on the hosts too
     record = {"folder": str(runs / name), "flush_s": 2.0}

@@ -192,6 +192,7 @@ def recorded(place: SeedFolder) -> list[dict[str, str]]:
     return [{m.key: repr(m.value) for m in row.measurements if not m.key.startswith("time/")} for row in rows]
 
 
+@pytest.mark.long
 def test_killed_and_resumed_equals_never_killed(tmp_path: Path) -> None:
     command = Command(tmp_path)
     command.write(**{**PETS, "record": {"folder": str(tmp_path / "runs")}}, optimize=None, imagine={})

@@ -124,7 +124,8 @@ LONGER: dict[str, Any] = {
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("optimizer", ["ppo", pytest.param("sac", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("optimizer", ["ppo", "sac"])
 def test_killed_and_resumed_equals_never_killed(tmp_path: Path, optimizer: str) -> None:
     whole, broken = Command(tmp_path / "whole"), Command(tmp_path / "broken")
     for command in (whole, broken):
@@ -153,7 +154,8 @@ def test_killed_and_resumed_equals_never_killed(tmp_path: Path, optimizer: str) 
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("optimizer", ["ppo", pytest.param("sac", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("optimizer", ["ppo", "sac"])
 def test_a_host_killed_while_the_loop_runs_is_an_event_and_changes_nothing(tmp_path: Path, optimizer: str) -> None:
     def experiment(name: str, hosts: int) -> Experiment:
         serve = {"reward": {"hosts": hosts, "cpus": 0.1, "deadline_s": 120.0}}
@@ -182,7 +184,7 @@ def test_a_host_killed_while_the_loop_runs_is_an_event_and_changes_nothing(tmp_p
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.parametrize("optimizer", ["ppo", "sac"])
+@pytest.mark.parametrize("optimizer", ["ppo", pytest.param("sac", marks=pytest.mark.long)])
 def test_hosts_give_the_numbers_of_the_process(optimizer: str) -> None:
     states = []
     for hosts in (0, 2):

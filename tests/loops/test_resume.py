@@ -53,6 +53,7 @@ def test_killed_and_resumed_equals_never_killed(tmp_path: Path, sections: dict[s
     assert_equal_states(newest_parts(broken), newest_parts(whole))
 
 
+@pytest.mark.long
 def test_broken_checkpoint_is_refused_by_name_and_the_previous_one_is_used(command: Command) -> None:
     command.write(loop={**SAC["loop"]}, fit=None)
     process = command.start("run", str(command.file))

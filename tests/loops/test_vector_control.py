@@ -229,6 +229,7 @@ def test_a_weighting_that_asks_for_the_outcome_pays_for_it_in_labels() -> None:
     subject.stop()
 
 
+@pytest.mark.long
 def test_remote_runners_get_the_weights_and_give_whole_episodes() -> None:
     collect = {"env_runners": 2, "envs_per_runner": 1, "cpus_per_runner": 0.1}
     subject = start(tree(collect=collect, judge={"weighting": GUIDED}))

@@ -317,6 +317,7 @@ def test_a_run_that_fails_there_ends_with_its_code_here(head: Head, tmp_path: Pa
     assert "the run ended with exit code 12" in failing.stderr
 
 
+@pytest.mark.long
 def test_a_sweep_travels(head: Head, tmp_path: Path) -> None:
     done = call("submit", file_of(tmp_path, SWEEP), "--cluster", head.folder / "cluster.yaml", "--follow", "--json")
     assert done.exit_code == 0, done.stderr[-3000:]

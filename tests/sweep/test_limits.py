@@ -92,6 +92,7 @@ def kill_once(folder: Path, at: int, times: int) -> Any:
     return look
 
 
+@pytest.mark.long
 def test_process_that_dies_is_replaced_and_measures_the_same(tmp_path: Path) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     long = {"loop": {"kind": "tilt", "real_steps": 60, "largest_kl": 2.0}}

@@ -39,6 +39,14 @@ def test_sections_are_read():
     [
         ({"uncertainty": [{"kind": "deup"}, {"kind": "deup"}]}, "uncertainty"),
         ({"uncertainty": [{"kind": "deup"}], "loop": {"kind": "sac", "real_steps": 1000}}, "uncertainty"),
+        (
+            {
+                "uncertainty": [{"kind": "deup"}],
+                "loop": {"kind": "model_population", "models": 3},
+                "data": {"kind": "random", "rows": 100},
+            },
+            "uncertainty",
+        ),
         ({"uncertainty": [{"kind": "deup", "features": ["seen", "seen"]}]}, "uncertainty.0"),
         ({"uncertainty": [{"kind": "guess"}]}, "uncertainty"),
         (
