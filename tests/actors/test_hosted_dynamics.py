@@ -80,7 +80,7 @@ def assert_twins(one: Model, other: Model) -> None:
     assert (one.version, one.elites, one.members) == (other.version, other.elites, other.members)
 
 
-@pytest.mark.parametrize("hosts", [1, 2, 3])
+@pytest.mark.parametrize("hosts", [1, pytest.param(2, marks=pytest.mark.long), 3])
 def test_hosts_equal_the_twin(make: Make, hosts: int) -> None:
     twin, hosted = make(0), make(hosts)
     assert isinstance(twin, GaussianEnsemble)

@@ -159,7 +159,7 @@ def test_a_second_pool_of_the_same_name_is_refused(make: Make) -> None:
         make(1)
 
 
-@pytest.mark.parametrize("method", ["log_probs", "generate"])
+@pytest.mark.parametrize("method", ["log_probs", pytest.param("generate", marks=pytest.mark.long)])
 def test_a_host_killed_at_work_changes_nothing(make: Make, events: Any, kill_at_work: Any, method: str) -> None:
     twin, hosted = make(0, weights(1)), make(2, weights(1))
     assert isinstance(hosted, HostedLanguage)

@@ -36,7 +36,7 @@ from tests.actors.cluster import H100, names, node, several_nodes
 from tests.loops.command import SMALL
 from tests.loops.test_language_loops import TINY
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(300)]
 
 NODES: dict[str, dict[str, Any]] = {
     "head": {"num_cpus": 2},
@@ -129,7 +129,6 @@ def run_there(sections: dict[str, Any], rounds: int) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.long
 def test_a_run_of_control_is_placed_node_by_node() -> None:
     found = run_there(CONTROL, rounds=2)
     assert found["seed"] == "policy"

@@ -117,7 +117,13 @@ def spoiled(state: State, member: int) -> State:
 
 
 @pytest.mark.parametrize(
-    ("settings", "hosts"), [(MLP, 1), (MLP, 2), (MLP, 3), (TRANSFORMER, 2)], ids=["mlp-1", "mlp-2", "mlp-3", "tokens-2"]
+    ("settings", "hosts"),
+    [
+        pytest.param(MLP, 1, id="mlp-1", marks=pytest.mark.long),
+        pytest.param(MLP, 2, id="mlp-2", marks=pytest.mark.long),
+        pytest.param(MLP, 3, id="mlp-3"),
+        pytest.param(TRANSFORMER, 2, id="tokens-2"),
+    ],
 )
 def test_hosts_equal_the_twin(make: Make, settings: Any, hosts: int) -> None:
     twin, hosted = make(0, settings), make(hosts, settings)

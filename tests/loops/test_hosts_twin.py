@@ -119,9 +119,8 @@ RUNNERS = {"collect": {"random_steps": 60, "env_runners": 1, "envs_per_runner": 
 LEARNER = {"optimize": {**SMALL["optimize"], "learners": 1}}
 
 
-@pytest.mark.parametrize(
-    "sections", [pytest.param(RUNNERS, id="env_runners", marks=pytest.mark.long), pytest.param(LEARNER, id="learners")]
-)
+@pytest.mark.parametrize("sections", [pytest.param(RUNNERS, id="env_runners"), pytest.param(LEARNER, id="learners")])
+@pytest.mark.long
 def test_remote_workers_run_through_and_resume(runs: Path, sections: dict[str, Any]) -> None:
     workers: list[int] = []
     summary = run(

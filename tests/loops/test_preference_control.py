@@ -267,6 +267,7 @@ def test_every_side_is_measured_on_the_same_episodes() -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.long
 def test_remote_runners_give_whole_rollouts() -> None:
     subject = loop("ppo", collect={"env_runners": 2, "cpus_per_runner": 0.1})
     go(subject, 240)

@@ -80,6 +80,7 @@ def test_interrupt_checkpoints_and_the_same_command_continues(command: Command) 
     assert [row["clocks"]["real_step"] for row in command.readings()] == [40, 80, 120, 160, 200, 240]
 
 
+@pytest.mark.long
 def test_altered_experiment_is_not_resumed(command: Command) -> None:
     command.write(loop={**SAC["loop"], "real_steps": 40}, fit=None)
     command("run", str(command.file))

@@ -46,6 +46,7 @@ def test_real_steps_are_never_exceeded_and_a_larger_budget_continues(tmp_path: P
     assert small.proposals(tmp_path) == [0, 1, 2, 3]
 
 
+@pytest.mark.long
 def test_labels_end_the_sweep_and_wall_clock_lets_nothing_begin(tmp_path: Path) -> None:
     """Each seed buys 100 labels in its first iteration: the third iteration that does so reaches 300."""
     limited = small.loaded(tmp_path, sections=small.FITTED, budget={"label": 300})
