@@ -20,8 +20,8 @@ from itertools import pairwise
 
 import torch
 
-from draw import draw
-from measure import Ratio, cpu_rates, fresh_peak_mib, report, seconds_table, turns
+from draw import kept
+from measure import Ratio, cpu_rates, fresh_peak_mib, seconds_table, turns
 from peers.cost import Cost, cost_of
 from peers.models import Columns, columns, largest_difference, random_transitions
 from peers.worker import Peer, peer_peak_mib
@@ -146,12 +146,7 @@ def main() -> bool:
         "wall_s_with_two_threads": two_threads,
         "peak_mib_beyond_imports": peaks,
     }
-    for name, value in details.items():
-        if name != "least_and_median_seconds":
-            print(f"{name}: {value}")
-    met = report("ensemble_training", unit="transitions per CPU second", samples=rates, claims=claims, details=details)
-    draw("ensemble_training")
-    return met
+    return kept("ensemble_training", unit="transitions per CPU second", samples=rates, claims=claims, details=details)
 
 
 def seconds_on_two(peer: Peer, case: Case) -> dict[str, float]:

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from draw import draw
+from draw import kept
 from fitted import STILL, TASK, Precision, price_of_bfloat16
-from measure import Found, Ratio, cpu_rates, fresh_peak_mib, report, seconds_table, turns
+from measure import Found, Ratio, cpu_rates, fresh_peak_mib, seconds_table, turns
 from peers.cost import cost_of
 from peers.models import build, exported, largest_difference, random_transitions
 from peers.worker import Peer, peer_peak_mib
@@ -137,12 +137,7 @@ def main() -> bool:
         "rows_of_a_call": {name: int(value) for name, value in work.items()},
         "peak_mib_beyond_imports": peaks,
     }
-    for name, value in details.items():
-        if name != "least_and_median_seconds":
-            print(f"{name}: {value}")
-    met = report("imagination", unit="imagined steps per CPU second", samples=rates, claims=claims, details=details)
-    draw("imagination")
-    return met
+    return kept("imagination", unit="imagined steps per CPU second", samples=rates, claims=claims, details=details)
 
 
 if __name__ == "__main__":

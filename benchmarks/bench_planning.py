@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from draw import draw
+from draw import kept
 from fitted import TASK, Precision, fitted_cartpole, interval
-from measure import Found, Ratio, cpu_rates, fresh_peak_mib, report, seconds_table, turns
+from measure import Found, Ratio, cpu_rates, fresh_peak_mib, seconds_table, turns
 from peers.cost import Cost, cost_of
 from peers.models import build, exported, largest_difference
 from peers.worker import Peer, peer_peak_mib
@@ -225,9 +225,6 @@ def main() -> bool:
             f"{COARSE}, 8 at once": round(fresh_peak_mib(_planner_of, state, "bfloat16", 8)),
         },
     }
-    for name, value in details.items():
-        if name != "least_and_median_seconds":
-            print(f"{name}: {value}")
     share = found["planned return"][f"share over {EXACT}"]
     claims = [
         Ratio(COARSE, PEER, 3.0),
@@ -236,9 +233,7 @@ def main() -> bool:
         Found(f"planned return, {COARSE} over float32, lower end", share[COARSE]["low"], at_least=-MARGIN),
         Found(f"planned return, {FRUGAL} over CEM, lower end", share[FRUGAL]["low"], at_least=-MARGIN),
     ]
-    met = report("planning", unit="plans per CPU second", samples=rates, claims=claims, details=details)
-    draw("planning")
-    return met
+    return kept("planning", unit="plans per CPU second", samples=rates, claims=claims, details=details)
 
 
 if __name__ == "__main__":

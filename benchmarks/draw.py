@@ -5,13 +5,25 @@ from __future__ import annotations
 import json
 import statistics
 import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from measure import RESULTS
+from measure import RESULTS, Claim, Samples, report
 
 OURS, PEER, BOUND = "#1b6ca8", "#b5532a", "#8a8a8a"
+
+
+def kept(name: str, *, unit: str, samples: Samples, claims: Sequence[Claim], details: Mapping[str, Any]) -> bool:
+    """Print the details, keep the results and draw them; whether every claim was met."""
+    for detail, value in details.items():
+        if detail != "least_and_median_seconds":
+            print(f"{detail}: {value}")
+    met = report(name, unit=unit, samples=samples, claims=claims, details=details)
+    draw(name)
+    return met
 
 
 def draw(name: str) -> None:

@@ -5,6 +5,7 @@ Shape legend: B rows of a rollout, R component rewards.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,7 +73,7 @@ class PpoConfig(AlgorithmConfig):
         return config
 
 
-class OnPolicy(RllibLoop, Algorithm):
+class OnPolicy(RllibLoop, Algorithm, ABC):
     """Collect a rollout, improve on it. Subclasses say which reward is optimized."""
 
     def setup(self, config: PpoConfig) -> None:
@@ -122,9 +123,9 @@ class OnPolicy(RllibLoop, Algorithm):
         parts: list[Rollout] = self.ask_runners({"steps": steps}, lambda found: sum(map(len, found)) >= wanted, wanted)
         return Rollout.concatenate(parts)[:wanted]
 
+    @abstractmethod
     def proxy_reward(self, rollout: Rollout) -> Float32:
         """The reward that is optimized, (B,), or the components that are weighed, (B, R)."""
-        raise NotImplementedError
 
     def improve(self, rollout: Rollout, proxy_reward: Float32) -> None:
         """All epochs on one rollout."""

@@ -73,9 +73,9 @@ class Final:
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """What an attack on models took from them, at its last rung; means over seeds (Student's t)."""
+    """What an attack on models took from them, at its last rung; means over seeds that finished (Student's t)."""
 
-    outcome: IntervalLike
+    returns: IntervalLike
     likelihood: IntervalLike
 
 
@@ -212,8 +212,9 @@ def _link(report_input: ReportInput, objective: str, outcome: str, statistics: S
 
 def _lost(report_input: ReportInput, statistics: Statistics) -> Loss | None:
     keys = ("gap/return_lost", "gap/likelihood_lost")
-    lost_S2 = np.array([[last_value(report_input, key, record.seed) for key in keys] for record in report_input.seeds])
-    lost_S2 = lost_S2.reshape(-1, 2)[np.isfinite(lost_S2).all(axis=1)]
+    ended = [record.seed for record in report_input.seeds if record.state == "finished"]  # others are at other rungs
+    lost_S2 = np.array([[last_value(report_input, key, seed) for key in keys] for seed in ended]).reshape(-1, 2)
+    lost_S2 = lost_S2[np.isfinite(lost_S2).all(axis=1)]
     if not len(lost_S2):
         return None
     none_S = np.zeros(len(lost_S2))

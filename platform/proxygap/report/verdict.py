@@ -94,11 +94,11 @@ def _turning(analysis: Analysis, distance: Distance) -> Verdict:
 
 def _attacked(analysis: Analysis, lost: Loss) -> Verdict:
     """What attacked models lost: a correlation along the attack would only tell that it went on."""
-    price = f"{interval_text(lost.likelihood)} nats of held-out log-likelihood ({plural(lost.outcome.samples, 'seed')})"
-    if lost.outcome.known and lost.outcome.low > 0:
-        found = f"Attacked models lost {interval_text(lost.outcome)} of {label(analysis.outcome)} for {price}."
+    price = f"{interval_text(lost.likelihood)} nats of held-out log-likelihood ({plural(lost.returns.samples, 'seed')})"
+    if lost.returns.known and lost.returns.low > 0:
+        found = f"Attacked models lost {interval_text(lost.returns)} of return for {price}."
         return Verdict("opposite", found, _remarks(analysis))
-    shown = f"It is not shown that attacked models lose {label(analysis.outcome)}: {interval_text(lost.outcome)}"
+    shown = f"It is not shown that attacked models lose return: {interval_text(lost.returns)}"
     return Verdict("undecided", f"{shown}, for {price}.", _remarks(analysis))
 
 

@@ -174,7 +174,8 @@ def test_attacked_models_are_judged_by_what_they_lost(least, kind):
             lost = (step - 1) * (least + 20 * seed)
             rows += readings(seed, step, outcome__return=198 - lost, objective__held_out_log_likelihood=25 - step,
                              gap__return_lost=lost, gap__likelihood_lost=0.4 * (step - 1))  # fmt: skip
-    verdict = verdict_of(make(rows, seeds=(0, 1, 2)))
+    rows += readings(3, 1, gap__return_lost=0.0, gap__likelihood_lost=0.0)  # failed at a milder rung: it does not count
+    verdict = verdict_of(make(rows, seeds=(0, 1, 2, 3), failed=(3,)))
     assert verdict.kind == kind
     half = 20 * 4.3027 / 3**0.5  # Student's t, two degrees of freedom
     shown = f"{least + 20:.1f}" if least > 0 else "0.00"
